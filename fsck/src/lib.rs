@@ -1,0 +1,1 @@
+//! fsck.gfs2 as a library.

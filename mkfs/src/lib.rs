@@ -1,0 +1,1 @@
+//! mkfs.gfs2 as a library.
