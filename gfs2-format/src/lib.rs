@@ -1,1 +1,20 @@
-//! The GFS2 on-disk format and the algorithms over its blocks.
+//! The GFS2 on-disk format: bytes, geometry, and the algorithms over blocks.
+//!
+//! Rule for what lives here: whatever can be explained without the words node, lock, cache, commit or kernel.
+//! mkfs, fsck and the driver call the same algorithms over the narrow traits of [`edit`]; who owns the blocks and
+//! what a write means is the caller's business.
+//!
+//! Invariants: no unsafe code, no panic on any bytes read, every walk bounded.
+//! Source of facts: `include/uapi/linux/gfs2_ondisk.h` and the project's format sheet (FORMAT.md).
+
+pub mod addr;
+pub mod device;
+pub mod edit;
+pub mod error;
+pub mod geometry;
+pub mod ondisk;
+
+pub use addr::{BlockAddr, Extent, FileBlock, FormalIno, InodeNum, Jid, JournalBlock};
+pub use edit::{Block, BlockEdit, BlockRead, BlockUse};
+pub use error::{Corrupt, Error, Expected, Result};
+pub use geometry::Geometry;
