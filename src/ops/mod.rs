@@ -1,0 +1,3 @@
+//! The POSIX verbs, on types that know no transport.
+
+pub mod types;
