@@ -84,10 +84,14 @@ pub fn recover_journal(
     if report.was_clean() {
         return Ok(report);
     }
+    let reader = DeviceJournal::new(device, geometry, &journal.map);
     // Looked at before anything is written, so that a volume whose statfs cannot be folded is left as it is.
     let local_statfs = journal.statfs_change.ok_or(Error::NotFound)?;
+    for addr in [volume.system.statfs, local_statfs] {
+        let block = planned_block(plan.as_ref(), &reader, geometry, device, addr)?;
+        check_statfs(&block, addr, geometry)?;
+    }
     if let Some(plan) = &plan {
-        let reader = DeviceJournal::new(device, geometry, &journal.map);
         apply_plan(plan, &reader, geometry, device)?;
         device.flush()?;
         report.change = plan.head.header.local;
@@ -194,15 +198,9 @@ pub fn zero_statfs(device: &dyn BlockDevice, geometry: &Geometry, addr: BlockAdd
     edit_statfs(device, geometry, addr, |record| *record = StatfsChange::default())
 }
 
-fn edit_statfs<R>(
-    device: &dyn BlockDevice,
-    geometry: &Geometry,
-    addr: BlockAddr,
-    change: impl FnOnce(&mut StatfsChange) -> R,
-) -> Result<R> {
-    let mut block = Block::zeroed(geometry.block_len());
-    device.read_at(geometry.byte_offset(addr), block.make_mut())?;
-    let dinode = Dinode::decode(&block, addr, geometry)?;
+/// A statfs file is a stuffed dinode.
+fn check_statfs(block: &[u8], addr: BlockAddr, geometry: &Geometry) -> Result<()> {
+    let dinode = Dinode::decode(block, addr, geometry)?;
     if dinode.height.get() != 0 {
         let found = u64::from(dinode.height.get());
         return Err(Error::corrupt(
@@ -213,6 +211,34 @@ fn edit_statfs<R>(
             Expected::Value(0),
         ));
     }
+    Ok(())
+}
+
+/// A block as it will be when the plan has been carried out.
+fn planned_block(
+    plan: Option<&ReplayPlan>,
+    journal: &dyn JournalRead,
+    geometry: &Geometry,
+    device: &dyn BlockDevice,
+    addr: BlockAddr,
+) -> Result<Block> {
+    let mut block = Block::zeroed(geometry.block_len());
+    match plan.and_then(|plan| plan.copies.iter().find(|copy| copy.target == addr)) {
+        Some(copy) => journal.read(copy.from, block.make_mut())?,
+        None => device.read_at(geometry.byte_offset(addr), block.make_mut())?,
+    }
+    Ok(block)
+}
+
+fn edit_statfs<R>(
+    device: &dyn BlockDevice,
+    geometry: &Geometry,
+    addr: BlockAddr,
+    change: impl FnOnce(&mut StatfsChange) -> R,
+) -> Result<R> {
+    let mut block = Block::zeroed(geometry.block_len());
+    device.read_at(geometry.byte_offset(addr), block.make_mut())?;
+    check_statfs(&block, addr, geometry)?;
     let result = change(view_mut(block.make_mut(), DINODE_SIZE, addr)?);
     device.write_at(geometry.byte_offset(addr), &block)?;
     Ok(result)

@@ -49,7 +49,8 @@ fn open_with(harm: impl Fn(&mut Dinode)) -> Error {
 
 #[test]
 fn a_journal_that_is_none_is_refused_by_field() {
-    let cases: [(&str, fn(&mut Dinode)); 6] = [
+    type Harm = fn(&mut Dinode);
+    let cases: [(&str, Harm); 6] = [
         ("di_size", |di| di.size = ((8 << 20) - 4096).into()),
         ("di_size", |di| di.size = ((1u64 << 30) + 4096).into()),
         ("di_size", |di| di.size = ((8 << 20) + 512).into()),
