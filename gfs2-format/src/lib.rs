@@ -12,9 +12,15 @@ pub mod device;
 pub mod edit;
 pub mod error;
 pub mod geometry;
+pub mod log;
 pub mod ondisk;
+pub mod volume;
+
+#[cfg(test)]
+mod testing;
 
 pub use addr::{BlockAddr, Extent, FileBlock, FormalIno, InodeNum, Jid, JournalBlock};
 pub use edit::{Block, BlockEdit, BlockRead, BlockUse};
 pub use error::{Corrupt, Error, Expected, Result};
 pub use geometry::Geometry;
+pub use volume::Volume;
