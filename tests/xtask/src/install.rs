@@ -55,15 +55,40 @@ const MANUALS: &[(&str, &str, &[&str])] = &[
     ("src/ctl/gfs2ctl.8", "man8", &[]),
 ];
 
-/// Completion files: shell, folder below PREFIX, name made of the command's.
-const SHELLS: &[(&str, &str, fn(&str) -> String)] = &[
-    ("bash", "share/bash-completion/completions", |name| {
-        name.to_owned()
-    }),
-    ("zsh", "share/zsh/site-functions", |name| format!("_{name}")),
-    ("fish", "share/fish/vendor_completions.d", |name| {
-        format!("{name}.fish")
-    }),
+/// Completion files of one shell.
+struct Shell {
+    name: &'static str,
+    /// Below PREFIX.
+    folder: &'static str,
+    before: &'static str,
+    after: &'static str,
+}
+
+impl Shell {
+    fn file(&self, program: &str) -> String {
+        format!("{}/{}{program}{}", self.folder, self.before, self.after)
+    }
+}
+
+const SHELLS: &[Shell] = &[
+    Shell {
+        name: "bash",
+        folder: "share/bash-completion/completions",
+        before: "",
+        after: "",
+    },
+    Shell {
+        name: "zsh",
+        folder: "share/zsh/site-functions",
+        before: "_",
+        after: "",
+    },
+    Shell {
+        name: "fish",
+        folder: "share/fish/vendor_completions.d",
+        before: "",
+        after: ".fish",
+    },
 ];
 
 /// Where things go.
@@ -123,13 +148,9 @@ pub(crate) fn install(args: &Args) -> Step {
         }
     }
     for (from, name) in PROGRAMS {
-        for (shell, folder, file) in SHELLS {
-            let text = output(Command::new(built.join(from)).env("FUSE_GFS2_COMPLETIONS", shell))?;
-            place(
-                text.as_bytes(),
-                &places.prefix.join(folder).join(file(name)),
-                0o644,
-            )?;
+        for shell in SHELLS {
+            let text = output(Command::new(built.join(from)).env("FUSE_GFS2_COMPLETIONS", shell.name))?;
+            place(text.as_bytes(), &places.prefix.join(shell.file(name)), 0o644)?;
         }
     }
     println!(
@@ -150,11 +171,7 @@ pub(crate) fn uninstall(args: &Args) -> Step {
         files.extend(aliases.iter().map(|alias| folder.join(alias)));
     }
     for (_, name) in PROGRAMS {
-        files.extend(
-            SHELLS
-                .iter()
-                .map(|(_, folder, file)| places.prefix.join(folder).join(file(name))),
-        );
+        files.extend(SHELLS.iter().map(|shell| places.prefix.join(shell.file(name))));
     }
     for file in files {
         match fs::remove_file(&file) {
