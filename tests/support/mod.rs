@@ -11,6 +11,7 @@
 // Each test program takes the part it needs, and none is a library.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod fixture;
 pub mod guest;
 pub mod host;
 pub mod manifest;
