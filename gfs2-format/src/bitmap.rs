@@ -516,3 +516,6 @@ pub fn find_rgrp(groups: &[RgrpLayout], block: BlockAddr) -> Option<usize> {
     let index = after.checked_sub(1)?;
     groups.get(index)?.contains(block).then_some(index)
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,8 @@ pub mod edit;
 pub mod error;
 pub mod geometry;
 pub mod ondisk;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod time;
 pub mod tree;
 pub mod walk;

@@ -184,3 +184,12 @@ impl EaCursor {
         pending()
     }
 }
+
+/// Shows the xattr blocks of an inode.
+pub(crate) fn owned<R: BlockRead + ?Sized>(
+    _reader: &R,
+    _addr: BlockAddr,
+    _visit: &mut dyn FnMut(crate::walk::Owned) -> Result<()>,
+) -> Result<()> {
+    Ok(())
+}
