@@ -17,7 +17,7 @@ pub mod error;
 pub mod geometry;
 pub mod ondisk;
 #[cfg(any(test, feature = "testing"))]
-pub mod testing;
+pub mod memvol;
 pub mod time;
 pub mod tree;
 pub mod walk;

@@ -5,7 +5,7 @@ use crate::addr::{BlockAddr, FileBlock};
 use crate::edit::{BlockEdit, BlockRead, BlockUse};
 use crate::geometry::Geometry;
 use crate::ondisk::{DINODE_SIZE, DinodeFlags, FileType, META_HEADER_SIZE};
-use crate::testing::MemVolume;
+use crate::memvol::MemVolume;
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
 
