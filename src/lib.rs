@@ -4,4 +4,5 @@
 //! `error`; `glock`; `cache`, `journal`; `txn`; `rgrp`, `inode`; `dir`, `xattr`, `statfs`; `ops`; `mount`; `fuse`.
 
 pub mod error;
+pub mod mount;
 pub mod ops;

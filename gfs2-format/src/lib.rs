@@ -15,18 +15,24 @@ pub mod ea;
 pub mod edit;
 pub mod error;
 pub mod geometry;
-pub mod ondisk;
+pub mod log;
 #[cfg(any(test, feature = "testing"))]
 pub mod memvol;
+pub mod ondisk;
 pub mod time;
 pub mod tree;
+pub mod volume;
 pub mod walk;
+
+#[cfg(test)]
+mod testing;
 
 pub use addr::{BlockAddr, Extent, FileBlock, FormalIno, InodeNum, Jid, JournalBlock};
 pub use edit::{Block, BlockEdit, BlockRead, BlockUse};
 pub use error::{Corrupt, Error, Expected, Result};
 pub use geometry::Geometry;
 pub use time::Timestamp;
+pub use volume::Volume;
 
 /// For the signatures whose bodies come in the next commits of this branch.
 fn pending<T>() -> Result<T> {

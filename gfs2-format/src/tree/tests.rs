@@ -4,8 +4,8 @@ use super::*;
 use crate::addr::{BlockAddr, FileBlock};
 use crate::edit::{BlockEdit, BlockRead, BlockUse};
 use crate::geometry::Geometry;
-use crate::ondisk::{DINODE_SIZE, DinodeFlags, FileType, META_HEADER_SIZE};
 use crate::memvol::MemVolume;
+use crate::ondisk::{DINODE_SIZE, DinodeFlags, FileType, META_HEADER_SIZE};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
 
