@@ -8,6 +8,7 @@
 //! Source of facts: `include/uapi/linux/gfs2_ondisk.h` and the project's format sheet (FORMAT.md).
 
 pub mod addr;
+pub mod damage;
 pub mod describe;
 pub mod device;
 pub mod edit;

@@ -9,14 +9,20 @@ use crate::ondisk::{
 };
 use std::collections::HashSet;
 
-pub(super) enum Mapping {
+pub(crate) enum Mapping {
     Data(Extent),
     Hole,
 }
 
-pub(super) struct Found {
-    pub(super) num: InodeNum,
-    pub(super) kind: FileType,
+pub(crate) struct Location {
+    pub(crate) block: BlockAddr,
+    pub(crate) offset: u32,
+}
+
+pub(crate) struct Found {
+    pub(crate) num: InodeNum,
+    pub(crate) kind: FileType,
+    pub(crate) at: Location,
 }
 
 fn pointer(
@@ -36,7 +42,7 @@ fn pointer(
         .check_pointer(raw, at, "pointer block", "pointer")
 }
 
-pub(super) fn map(
+pub(crate) fn map(
     reader: &dyn BlockRead,
     addr: BlockAddr,
     dinode: &[u8],
@@ -110,6 +116,10 @@ fn scan(block: &[u8], at: BlockAddr, first: usize, name: &[u8]) -> Result<Option
             return Ok(Some(Found {
                 num: de.inum.num(),
                 kind,
+                at: Location {
+                    block: at,
+                    offset: u32::try_from(offset).unwrap_or(0),
+                },
             }));
         }
         offset = end;
@@ -145,7 +155,7 @@ fn first_leaf(
     )
 }
 
-pub(super) fn lookup(reader: &dyn BlockRead, dir: BlockAddr, name: &[u8]) -> Result<Option<Found>> {
+pub(crate) fn lookup(reader: &dyn BlockRead, dir: BlockAddr, name: &[u8]) -> Result<Option<Found>> {
     let block = reader.read(dir)?;
     let di = Dinode::decode(&block, dir, reader.geometry())?;
     if !di.is_dir() {
@@ -179,4 +189,43 @@ pub(super) fn lookup(reader: &dyn BlockRead, dir: BlockAddr, name: &[u8]) -> Res
             .check_pointer(leaf.next.get(), at, "leaf", "lf_next")?;
     }
     Ok(None)
+}
+
+pub(crate) fn read_bytes(
+    reader: &dyn BlockRead,
+    addr: BlockAddr,
+    offset: u64,
+    buf: &mut [u8],
+) -> Result<usize> {
+    let block = reader.read(addr)?;
+    let geometry = reader.geometry();
+    let di = Dinode::decode(&block, addr, geometry)?;
+    let size = di.size.get();
+    let mut done = 0;
+    while done < buf.len() {
+        let at = offset.saturating_add(done as u64);
+        if at >= size {
+            break;
+        }
+        let want = usize::try_from(size - at)
+            .unwrap_or(usize::MAX)
+            .min(buf.len().saturating_sub(done));
+        let (bytes, from) = if di.height.get() == 0 {
+            (block.clone(), DINODE_SIZE.saturating_add(at as usize))
+        } else {
+            let lblock = FileBlock::new(at >> geometry.bsize_shift());
+            let from = (at & u64::from(geometry.bsize() - 1)) as usize;
+            match map(reader, addr, &block, lblock, 1)? {
+                Mapping::Data(extent) => (reader.read(extent.start)?, from),
+                Mapping::Hole => (Block::zeroed(geometry.block_len()), from),
+            }
+        };
+        let source = bytes.get(from..).unwrap_or_default();
+        let len = source.len().min(want);
+        if let (Some(to), Some(source)) = (buf.get_mut(done..done.saturating_add(len)), source.get(..len)) {
+            to.copy_from_slice(source);
+        }
+        done = done.saturating_add(len.max(1));
+    }
+    Ok(done.min(buf.len()))
 }
