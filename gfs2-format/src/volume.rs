@@ -4,18 +4,18 @@
 //! without a hole and lies wholly inside the volume. Nothing here writes or locks, and nothing decides whether the
 //! volume may be mounted.
 
-pub(crate) mod interim;
 #[cfg(test)]
 mod tests;
 
 use crate::addr::{BlockAddr, Extent, FileBlock, Jid};
 use crate::device::BlockDevice;
+use crate::dir::lookup;
 use crate::edit::{Block, BlockRead};
 use crate::error::{Error, Expected, Result};
 use crate::geometry::{Geometry, SUPERBLOCK_OFFSET};
 use crate::log::JournalMap;
 use crate::ondisk::{Dinode, FileType, RindexEntry, Superblock};
-use interim::{Mapping, lookup, map, read_bytes};
+use crate::tree::{Mapping, map, read_bytes};
 use zerocopy::FromBytes;
 
 /// Smallest journal in bytes.
@@ -276,7 +276,9 @@ pub fn map_journal(reader: &dyn BlockRead, dinode: BlockAddr) -> Result<JournalM
                 at = at.saturating_add(u64::from(extent.len.max(1)));
                 extents.push(extent);
             }
-            Mapping::Hole => return fail("di_size", at, Expected::Rule("a journal without a hole")),
+            Mapping::Hole { .. } | Mapping::Stuffed => {
+                return fail("di_size", at, Expected::Rule("a journal without a hole"));
+            }
         }
     }
     check_journal_extents(&extents, dinode, geometry)?;

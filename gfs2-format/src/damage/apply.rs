@@ -3,17 +3,19 @@
 use super::DamageError;
 use super::parse::{Place, Statement, Target};
 use crate::addr::{BlockAddr, FileBlock, Jid, JournalBlock};
+use crate::bitmap::decode_rindex;
 use crate::device::BlockDevice;
+use crate::dir::lookup;
 use crate::edit::{Block, BlockRead};
 use crate::error::{Error, Expected, Result};
 use crate::geometry::Geometry;
 use crate::ondisk::{
-    BlockState, DINODE_SIZE, Dinode, LogHeader, META_HEADER_SIZE, MetaHeader, MetaType, RGRP_SIZE,
-    RINDEX_SIZE, Rgrp, RindexEntry, Superblock, log_header_crc, log_header_hash, view_mut,
+    BlockState, DINODE_SIZE, Dinode, LogHeader, META_HEADER_SIZE, MetaHeader, MetaType, RINDEX_SIZE, Rgrp,
+    RindexEntry, Superblock, log_header_crc, log_header_hash, view_mut,
 };
-use crate::volume::interim::{Mapping, lookup, map};
+use crate::tree::{Mapping, map};
 use crate::volume::{DeviceReader, SystemFiles, map_journal, read_rindex, read_superblock, resolve_path};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// One change of one block, found and ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -269,7 +271,7 @@ impl Finder<'_> {
         let lblock = FileBlock::new(start >> self.geometry.bsize_shift());
         match map(&self.reader, rindex, &block, lblock, 1)? {
             Mapping::Data(extent) => Ok((extent.start, start & u64::from(self.geometry.bsize() - 1))),
-            Mapping::Hole => Err(Error::NotFound),
+            Mapping::Hole { .. } | Mapping::Stuffed => Err(Error::NotFound),
         }
     }
 
@@ -292,31 +294,23 @@ impl Finder<'_> {
     }
 
     fn bitmap(&self, block: u64, state: BlockState) -> Result<Damage> {
-        let entries = self.rindex()?;
-        let entry = entries
+        let rindex = self.system()?.rindex;
+        let content: Vec<RindexEntry> = self.rindex()?;
+        let groups = decode_rindex(content.as_bytes(), rindex, self.geometry)?;
+        let addr = BlockAddr::new(block);
+        let slice = groups
             .iter()
-            .find(|e| {
-                let n = block.checked_sub(e.data0.get());
-                n.is_some_and(|n| n < u64::from(e.data.get()))
-            })
+            .find_map(|group| group.locate(addr))
             .ok_or(Error::NotFound)?;
-        let n = block.saturating_sub(entry.data0.get());
-        let (byte, shift) = (n / 4, (n % 4) as u32 * 2);
-        let first = (self.geometry.block_len() - RGRP_SIZE) as u64;
-        let further = (self.geometry.block_len() - META_HEADER_SIZE) as u64;
-        let (nth, offset) = match byte.checked_sub(first) {
-            None => (0, byte.saturating_add(RGRP_SIZE as u64)),
-            Some(rest) => (1 + rest / further, META_HEADER_SIZE as u64 + rest % further),
-        };
-        let raw = entry.addr.get().saturating_add(nth);
-        let at = self
-            .geometry
-            .check_address(raw, self.system()?.rindex, "rindex", "ri_addr")?;
+        let n = block.saturating_sub(slice.first.get());
+        let byte = slice
+            .offset
+            .saturating_add(usize::try_from(n / 4).unwrap_or(usize::MAX));
         Ok(Damage {
-            block: at,
+            block: slice.block,
             change: Change::State {
-                byte: usize::try_from(offset).unwrap_or(usize::MAX),
-                shift,
+                byte,
+                shift: (n % 4) as u32 * 2,
                 state,
             },
         })
