@@ -5,5 +5,6 @@
 
 pub mod completions;
 pub mod error;
+pub mod glock;
 pub mod mount;
 pub mod ops;
