@@ -33,12 +33,3 @@ pub use error::{Corrupt, Error, Expected, Result};
 pub use geometry::Geometry;
 pub use time::Timestamp;
 pub use volume::Volume;
-
-/// For the signatures whose bodies come in the next commits of this branch.
-fn pending<T>() -> Result<T> {
-    Err(Error::Unsupported {
-        what: "an algorithm whose body is not in yet",
-        found: 0,
-        supported: "nothing",
-    })
-}
