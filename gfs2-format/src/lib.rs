@@ -25,6 +25,8 @@ pub mod volume;
 pub mod walk;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod testing;
 
 pub use addr::{BlockAddr, Extent, FileBlock, FormalIno, InodeNum, Jid, JournalBlock};
