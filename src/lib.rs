@@ -6,5 +6,6 @@
 pub mod completions;
 pub mod ctl;
 pub mod error;
+pub mod glock;
 pub mod mount;
 pub mod ops;

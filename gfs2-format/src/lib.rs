@@ -22,12 +22,13 @@ pub mod log;
 #[cfg(any(test, feature = "testing"))]
 pub mod memvol;
 pub mod ondisk;
-#[cfg(test)]
-mod testing;
 pub mod time;
 pub mod tree;
 pub mod volume;
 pub mod walk;
+
+#[cfg(test)]
+mod testing;
 
 pub use addr::{BlockAddr, Extent, FileBlock, FormalIno, InodeNum, Jid, JournalBlock};
 pub use edit::{Block, BlockEdit, BlockRead, BlockUse};
