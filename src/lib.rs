@@ -4,6 +4,7 @@
 //! `error`; `glock`; `cache`, `journal`; `txn`; `rgrp`, `inode`; `dir`, `xattr`, `statfs`; `ops`; `mount`; `fuse`.
 
 pub mod completions;
+pub mod ctl;
 pub mod error;
 pub mod glock;
 pub mod mount;
