@@ -12,6 +12,7 @@ pub mod device;
 pub mod edit;
 pub mod error;
 pub mod geometry;
+pub mod log;
 pub mod ondisk;
 
 pub use addr::{BlockAddr, Extent, FileBlock, FormalIno, InodeNum, Jid, JournalBlock};

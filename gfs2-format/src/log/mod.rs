@@ -1,0 +1,16 @@
+//! The journal's bytes: what a commit looks like, where the newest one is, and what a replay of them does.
+//!
+//! Layout and rules: FORMAT.md section 7. This module knows no transactions, no ordering policy and no locks: who
+//! writes when, and who may replay which journal, is the caller's business.
+
+mod codec;
+mod map;
+mod ring;
+
+pub use codec::{
+    Chunk, Flush, Header, HeaderVersion, LocalStatfs, LogTime, Tag, blocks_needed, continuation_revokes,
+    decode_chunk, decode_header, descriptor_revokes, encode_header, jdata_blocks, metadata_blocks,
+    revoke_blocks, revokes_in_blocks, tags,
+};
+pub use map::{DeviceJournal, JournalMap, JournalRead};
+pub use ring::Ring;
