@@ -9,6 +9,7 @@ pub mod error;
 pub mod glock;
 pub mod health;
 pub mod journal;
+pub mod mount;
 pub mod ops;
 pub mod recovery;
 pub mod txn;

@@ -8,14 +8,20 @@
 //! Source of facts: `include/uapi/linux/gfs2_ondisk.h` and the project's format sheet (FORMAT.md).
 
 pub mod addr;
+pub mod describe;
 pub mod device;
 pub mod edit;
 pub mod error;
 pub mod geometry;
 pub mod log;
 pub mod ondisk;
+pub mod volume;
+
+#[cfg(test)]
+mod testing;
 
 pub use addr::{BlockAddr, Extent, FileBlock, FormalIno, InodeNum, Jid, JournalBlock};
 pub use edit::{Block, BlockEdit, BlockRead, BlockUse};
 pub use error::{Corrupt, Error, Expected, Result};
 pub use geometry::Geometry;
+pub use volume::Volume;

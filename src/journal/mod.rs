@@ -1,10 +1,21 @@
-//! The node's log: reservation of its space, commits, their way into place, the tail.
-//!
-//! Invariants are stated in `README.md` beside this file. Must not know: who allocates, inodes, lock states.
+#![doc = include_str!("README.md")]
 
+mod ail;
+mod daemon;
+mod device;
+mod flush;
+mod in_place;
 mod journal;
+mod running;
+mod space;
+mod start;
+mod state;
 mod types;
 
+pub use daemon::LogDaemon;
 pub use journal::{Journal, Ticket};
-pub(crate) use types::{Change, WorkSet};
 pub use types::{CommitSeq, FlushReason, JournalConfig, JournalStats, Reservation, StatfsDelta, StopReason};
+pub(crate) use types::{Change, WorkSet, stamp};
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use crate::glock::GlockName;
 use gfs2_format::log::{JournalMap, LocalStatfs};
-use gfs2_format::ondisk::LogFlags;
+use gfs2_format::ondisk::{LogFlags, MAGIC, MetaHeader, view_mut};
 use gfs2_format::{Block, BlockAddr, Jid};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -265,5 +265,15 @@ impl fmt::Debug for WorkSet {
             .field("statfs", &self.statfs)
             .field("hooks", &self.hooks.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// Stamps our journal's number, and zeroes what the kernel does, into a block that has a meta header.
+pub(crate) fn stamp(bytes: &mut [u8], jid: Jid) {
+    if let Ok(header) = view_mut::<MetaHeader>(bytes, 0, BlockAddr::default())
+        && header.magic.get() == MAGIC
+    {
+        header.pad0 = 0.into();
+        header.jid = jid.get().into();
     }
 }

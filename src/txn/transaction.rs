@@ -3,8 +3,8 @@
 use crate::cache::{BufferCache, LockProof};
 use crate::error::{FsError, FsResult};
 use crate::glock::GlockName;
-use crate::journal::{Change, CommitSeq, Journal, Reservation, StatfsDelta, Ticket, WorkSet};
-use gfs2_format::ondisk::{DINODE_SIZE, MAGIC, MetaHeader, StatfsChange, view_mut};
+use crate::journal::{Change, CommitSeq, Journal, Reservation, StatfsDelta, Ticket, WorkSet, stamp};
+use gfs2_format::ondisk::{DINODE_SIZE, StatfsChange, view_mut};
 use gfs2_format::{Block, BlockAddr, Geometry};
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -15,7 +15,6 @@ use std::sync::Arc;
 #[derive(Debug)]
 #[must_use = "a dropped transaction is rolled back"]
 pub struct Transaction {
-    journal: Arc<Journal>,
     ticket: Ticket,
     work: WorkSet,
 }
@@ -30,7 +29,6 @@ impl Transaction {
     pub fn begin(journal: &Arc<Journal>, reservation: Reservation) -> FsResult<Self> {
         let ticket = journal.reserve(reservation)?;
         Ok(Self {
-            journal: Arc::clone(journal),
             ticket,
             work: WorkSet::default(),
         })
@@ -39,19 +37,19 @@ impl Transaction {
     /// The journal it belongs to.
     #[must_use]
     pub fn journal(&self) -> &Arc<Journal> {
-        &self.journal
+        self.ticket.journal()
     }
 
     /// The cache below.
     #[must_use]
     pub fn cache(&self) -> &Arc<BufferCache> {
-        self.journal.cache()
+        self.ticket.journal().cache()
     }
 
     /// The volume's geometry.
     #[must_use]
     pub fn geometry(&self) -> &Geometry {
-        self.journal.cache().geometry()
+        self.ticket.journal().cache().geometry()
     }
 
     /// Blocks that may still be edited or created.
@@ -161,7 +159,7 @@ impl Transaction {
     /// What this node has counted so far; it is counted down by as much when this transaction is committed. For a
     /// caller who changes the master himself.
     pub fn take_statfs(&mut self) -> StatfsDelta {
-        let all = self.journal.local_statfs();
+        let all = self.journal().local_statfs();
         let fresh = all.minus(self.work.taken);
         self.work.taken = all;
         fresh
@@ -180,11 +178,8 @@ impl Transaction {
     /// After a withdraw: as if it had been dropped. [`FsError::Inconsistent`] (and then nothing has happened): a
     /// metadata block without the magic, a block of two owners, a lock given up before the commit.
     pub fn commit(self) -> FsResult<CommitSeq> {
-        let Self {
-            journal,
-            ticket,
-            work,
-        } = self;
+        let Self { ticket, work } = self;
+        let journal = Arc::clone(ticket.journal());
         journal.merge(work, ticket)
     }
 
@@ -195,7 +190,7 @@ impl Transaction {
                 "block {addr} is edited by the transaction that freed it"
             )));
         }
-        let jid = self.journal.jid().get();
+        let jid = self.journal().jid();
         let left = self.blocks_left();
         let change = match self.work.blocks.entry(addr) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -203,7 +198,7 @@ impl Transaction {
                 if left == 0 {
                     return Err(over_reservation(addr, self.ticket.reservation()));
                 }
-                let (block, version) = self.journal.cache().read_versioned(owner, addr)?;
+                let (block, version) = self.ticket.journal().cache().read_versioned(owner, addr)?;
                 let change = entry.insert(Change {
                     owner,
                     // An own copy at once: the cached one is shared.
@@ -268,14 +263,4 @@ fn over_reservation(addr: BlockAddr, reservation: Reservation) -> FsError {
         "a transaction edits block {addr}, more than the {} blocks it reserved",
         reservation.blocks
     ))
-}
-
-/// Stamps our journal's number, and zeroes what the kernel does, into a block that has a meta header.
-pub(crate) fn stamp(bytes: &mut [u8], jid: u32) {
-    if let Ok(header) = view_mut::<MetaHeader>(bytes, 0, BlockAddr::default())
-        && header.magic.get() == MAGIC
-    {
-        header.pad0 = 0.into();
-        header.jid = jid.into();
-    }
 }

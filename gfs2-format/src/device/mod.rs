@@ -2,10 +2,30 @@
 //!
 //! Invariants: every method may be called from many threads; offsets and lengths handed in by this project are
 //! multiples of the device's logical sector unless said otherwise; a write is durable only after a later
-//! [`BlockDevice::flush`] has returned.
+//! [`BlockDevice::flush`] has returned (or it was a [`BlockDevice::write_fua`]).
 
-use crate::error::Result;
+pub mod aligned;
+mod batch;
+mod fault;
+mod file;
+mod mem;
+mod overlay;
+mod record;
+mod topology;
+
+pub use aligned::AlignedBuf;
+pub use batch::Engine;
+pub use fault::{Fault, FaultCounts, FaultDevice, FaultOp, FaultRule};
+pub use file::{FileDevice, OpenOptions};
+pub use mem::MemDevice;
+pub use overlay::OverlayDevice;
+pub use record::{LogEntry, RecordDevice, WriteLog};
+pub use topology::{Identity, Topology};
+
+use crate::error::{Error, Result};
 use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
 
 /// One read of a batch.
 #[derive(Debug)]
@@ -35,6 +55,21 @@ pub trait BlockDevice: Send + Sync + Debug {
         512
     }
 
+    /// What the device says about itself: sectors, preferred I/O sizes, discard. All zero: nothing known.
+    fn topology(&self) -> Topology {
+        Topology::default()
+    }
+
+    /// Which device or file this is, for "is it in use?"; `None` for devices that exist in this process only.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+
+    /// Writes are refused?
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
     /// Fills `buf` from `offset` or fails.
     ///
     /// # Errors
@@ -44,8 +79,17 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// Writes all of `buf` at `offset` or fails (then any part may have been written).
     ///
     /// # Errors
-    /// [`crate::Error::Io`].
+    /// [`crate::Error::Io`]; writing past the end is an error too.
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
+
+    /// [`BlockDevice::write_at`] that is durable when it returns. Says nothing about earlier writes.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::write_at`] and [`BlockDevice::flush`].
+    fn write_fua(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.write_at(offset, buf)?;
+        self.flush()
+    }
 
     /// Makes every write that returned before this call durable.
     ///
@@ -66,16 +110,86 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// # Errors
     /// As [`BlockDevice::read_at`].
     fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
-        requests
-            .iter_mut()
-            .try_for_each(|r| self.read_at(r.offset, r.buf))
+        first_error(requests.iter_mut().map(|r| self.read_at(r.offset, r.buf)))
     }
 
-    /// Many writes at once, in any order; the first error is returned after all have ended.
+    /// Many writes at once, in any order (so they must not overlap); the first error is returned after all have
+    /// ended.
     ///
     /// # Errors
     /// As [`BlockDevice::write_at`].
     fn write_batch(&self, requests: &[WriteRequest<'_>]) -> Result<()> {
-        requests.iter().try_for_each(|r| self.write_at(r.offset, r.buf))
+        first_error(requests.iter().map(|r| self.write_at(r.offset, r.buf)))
     }
 }
+
+/// Runs every step, then answers with the first error.
+fn first_error(results: impl Iterator<Item = Result<()>>) -> Result<()> {
+    let mut outcome = Ok(());
+    for result in results {
+        outcome = outcome.and(result);
+    }
+    outcome
+}
+
+/// Refuses ranges that do not lie on a device of `size` bytes.
+fn check_range(op: &'static str, offset: u64, len: u64, size: u64) -> Result<()> {
+    if offset.checked_add(len).is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    let what = format!("range ends past the device's end at byte {size}");
+    Err(Error::io(
+        op,
+        offset,
+        len,
+        io::Error::new(io::ErrorKind::UnexpectedEof, what),
+    ))
+}
+
+macro_rules! forward {
+    ($($wrapper:ty),*) => {$(
+        impl<D: BlockDevice + ?Sized> BlockDevice for $wrapper {
+            fn size(&self) -> u64 {
+                (**self).size()
+            }
+            fn sector_size(&self) -> u32 {
+                (**self).sector_size()
+            }
+            fn topology(&self) -> Topology {
+                (**self).topology()
+            }
+            fn identity(&self) -> Option<Identity> {
+                (**self).identity()
+            }
+            fn is_read_only(&self) -> bool {
+                (**self).is_read_only()
+            }
+            fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+                (**self).read_at(offset, buf)
+            }
+            fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+                (**self).write_at(offset, buf)
+            }
+            fn write_fua(&self, offset: u64, buf: &[u8]) -> Result<()> {
+                (**self).write_fua(offset, buf)
+            }
+            fn flush(&self) -> Result<()> {
+                (**self).flush()
+            }
+            fn discard(&self, offset: u64, len: u64) -> Result<bool> {
+                (**self).discard(offset, len)
+            }
+            fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+                (**self).read_batch(requests)
+            }
+            fn write_batch(&self, requests: &[WriteRequest<'_>]) -> Result<()> {
+                (**self).write_batch(requests)
+            }
+        }
+    )*};
+}
+
+forward!(&D, Box<D>, Arc<D>);
+
+#[cfg(test)]
+mod tests;

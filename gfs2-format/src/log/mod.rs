@@ -4,7 +4,14 @@
 //! writes when, and who may replay which journal, is the caller's business.
 
 mod codec;
+<<<<<<< HEAD
 mod map;
+=======
+mod head;
+mod map;
+mod recover;
+mod replay;
+>>>>>>> logfmt
 mod ring;
 
 pub use codec::{
@@ -12,5 +19,18 @@ pub use codec::{
     decode_chunk, decode_header, descriptor_revokes, encode_header, jdata_blocks, metadata_blocks,
     revoke_blocks, revokes_in_blocks, tags,
 };
+<<<<<<< HEAD
 pub use map::{DeviceJournal, JournalMap, JournalRead};
 pub use ring::Ring;
+=======
+pub use head::{Head, find_head};
+pub use map::{DeviceJournal, JournalMap, JournalRead};
+pub use recover::{
+    RecoveryReport, add_to_statfs, plan_recovery, recover_journal, write_clean_header, zero_statfs,
+};
+pub use replay::{CopyKind, PlannedCopy, PlannedRevoke, ReplayCounts, ReplayPlan, apply_plan, plan_replay};
+pub use ring::Ring;
+
+#[cfg(test)]
+mod tests;
+>>>>>>> logfmt

@@ -1,0 +1,397 @@
+//! Locks inside one process: no other node, no daemon, no wire.
+//!
+//! For `lock_nolock` one member joins and nobody else ever wants its locks. It is a whole lock service all the same:
+//! locks of the process exclude each other by the DLM's rules, and a second join of the same name makes a second
+//! member, so that tests can have several nodes in one process. [`LocalHook`] plays the nodes that are not there.
+//!
+//! Invariants: one mutex orders all calls and all events; a lock id in `locks` is on exactly one resource; a resource
+//! without locks does not exist. Slots are given as a DLM gives them: the lowest free one, kept until the member
+//! leaves; the generation grows by one with every change.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::event::{EventSender, queue};
+use crate::master::{Ask, Effect, Resource};
+use crate::resource::RESNAME_MAX;
+use crate::{
+    Caps, Cast, ClusterInfo, CrashSafety, Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LockError, LockId,
+    Lockspace, Lvb, Mode, NodeId, ResName, Slot, SlotSource, Status,
+};
+
+/// The lock service of one process.
+#[derive(Debug, Default)]
+pub struct LocalDlm {
+    spaces: Mutex<HashMap<String, Arc<Space>>>,
+}
+
+impl LocalDlm {
+    /// A lock service nobody else takes part in.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The test hook of a lockspace that was joined before.
+    #[must_use]
+    pub fn hook(&self, lockspace: &str) -> Option<LocalHook> {
+        let spaces = self.spaces.lock();
+        let space = spaces.get(lockspace)?;
+        Some(LocalHook {
+            space: Arc::downgrade(space),
+        })
+    }
+}
+
+impl Dlm for LocalDlm {
+    fn cluster(&self) -> ClusterInfo {
+        ClusterInfo {
+            name: String::new(),
+            node: NodeId(1),
+        }
+    }
+
+    fn join(
+        &self,
+        name: &str,
+        _options: &JoinOptions,
+    ) -> Result<(Arc<dyn Lockspace>, EventQueue), LockError> {
+        if name.is_empty() || name.len() > RESNAME_MAX {
+            return Err(LockError::NameLength { len: name.len() });
+        }
+        let space = Arc::clone(self.spaces.lock().entry(name.to_owned()).or_default());
+        let (sender, events) = queue();
+        let member = space.state.lock().join(sender);
+        Ok((Arc::new(LocalLockspace { space, member }), events))
+    }
+}
+
+/// Plays other nodes, for rehearsing demotes and recovery.
+#[derive(Clone, Debug)]
+pub struct LocalHook {
+    space: Weak<Space>,
+}
+
+impl LocalHook {
+    /// Delivers to every holder in its way the blocking callback that a request for `mode` from another node would
+    /// cause. No lock is asked for. Returns how many were told.
+    pub fn bast(&self, resource: &ResName, mode: Mode) -> usize {
+        let Some(space) = self.space.upgrade() else {
+            return 0;
+        };
+        let mut state = space.state.lock();
+        let mut effects = Vec::new();
+        let told = state
+            .resources
+            .get_mut(resource)
+            .map_or(0, |resource| resource.inject_bast(mode, &mut effects));
+        state.deliver(effects);
+        told
+    }
+
+    /// Queues an event to every member, as if the lock service had sent it.
+    pub fn inject(&self, event: &Event) {
+        let Some(space) = self.space.upgrade() else { return };
+        let mut state = space.state.lock();
+        let effects = state
+            .members
+            .keys()
+            .map(|&member| (member, event.clone()))
+            .collect();
+        state.deliver(effects);
+    }
+
+    /// How many locks exist, NL included.
+    #[must_use]
+    pub fn locks(&self) -> usize {
+        self.space
+            .upgrade()
+            .map_or(0, |space| space.state.lock().locks.len())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Space {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct Member {
+    sender: EventSender,
+    slot: u16,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: BTreeMap<u32, Member>,
+    resources: HashMap<ResName, Resource>,
+    locks: HashMap<LockId, (ResName, u32)>,
+    last_lock: u32,
+    last_member: u32,
+    generation: u32,
+}
+
+impl State {
+    fn join(&mut self, sender: EventSender) -> u32 {
+        self.last_member = self.last_member.wrapping_add(1);
+        let member = self.last_member;
+        let taken = |slot: &u16| self.members.values().any(|other| other.slot == *slot);
+        let slot = (1..u16::MAX).find(|slot| !taken(slot)).unwrap_or(u16::MAX);
+        self.send_all(&Event::RecoverPrep);
+        self.members.insert(member, Member { sender, slot });
+        self.recover_done();
+        member
+    }
+
+    /// Takes a member out; `failed` is what the others are told of it.
+    fn remove(&mut self, member: u32, failed: bool) -> Option<Member> {
+        let gone = self.members.remove(&member)?;
+        self.send_all(&Event::RecoverPrep);
+        if failed {
+            let failed = Slot {
+                node: NodeId(member),
+                slot: gone.slot,
+            };
+            self.send_all(&Event::RecoverSlot { failed });
+        }
+        let mut effects = Vec::new();
+        self.locks.retain(|_, (_, owner)| *owner != member);
+        self.resources.retain(|_, resource| {
+            resource.purge(member, &mut effects);
+            !resource.is_empty()
+        });
+        self.recover_done();
+        self.deliver(effects);
+        Some(gone)
+    }
+
+    fn send_all(&self, event: &Event) {
+        for member in self.members.values() {
+            // One that abandoned its queue is found out when it is to be told something of its locks.
+            let _heard = member.sender.send(event.clone());
+        }
+    }
+
+    fn recover_done(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        let slots: Vec<Slot> = self
+            .members
+            .iter()
+            .map(|(&member, info)| Slot {
+                node: NodeId(member),
+                slot: info.slot,
+            })
+            .collect();
+        for member in self.members.values() {
+            let _heard = member.sender.send(Event::RecoverDone {
+                slots: slots.clone(),
+                our_slot: member.slot,
+                generation: self.generation,
+            });
+        }
+    }
+
+    /// Hands out events; a member that no longer listens has abandoned the lockspace.
+    fn deliver(&mut self, effects: Vec<Effect>) {
+        let mut deaf = Vec::new();
+        for (owner, event) in effects {
+            if let Some(member) = self.members.get(&owner)
+                && !member.sender.send(event)
+            {
+                deaf.push(owner);
+            }
+        }
+        for member in deaf {
+            self.remove(member, true);
+        }
+    }
+
+    fn new_lock_id(&mut self) -> Result<LockId, LockError> {
+        for _ in 0..=self.locks.len() {
+            self.last_lock = self.last_lock.wrapping_add(1).max(1);
+            let id = LockId(self.last_lock);
+            if !self.locks.contains_key(&id) {
+                return Ok(id);
+            }
+        }
+        Err(LockError::OutOfIds)
+    }
+
+    fn check_member(&self, member: u32) -> Result<(), LockError> {
+        if self.members.contains_key(&member) {
+            Ok(())
+        } else {
+            Err(LockError::Left)
+        }
+    }
+
+    fn request(
+        &mut self,
+        member: u32,
+        name: &ResName,
+        ask: Ask,
+        token: u64,
+    ) -> Result<(LockId, Vec<Effect>), LockError> {
+        self.check_member(member)?;
+        let id = self.new_lock_id()?;
+        let mut effects = Vec::with_capacity(1);
+        let resource = self.resources.entry(*name).or_default();
+        let asked = resource.request(id, member, token, ask, &mut effects);
+        if resource.contains(id) {
+            self.locks.insert(id, (*name, member));
+        } else if resource.is_empty() {
+            self.resources.remove(name);
+        }
+        asked.map(|()| (id, effects))
+    }
+
+    /// Runs `operation` on the resource of a lock of `member`, then forgets the lock if it is gone.
+    fn on_lock<F>(&mut self, member: u32, id: LockId, operation: F) -> Result<Vec<Effect>, LockError>
+    where
+        F: FnOnce(&mut Resource, &mut Vec<Effect>) -> Result<(), LockError>,
+    {
+        self.check_member(member)?;
+        let (name, owner) = *self.locks.get(&id).ok_or(LockError::NoSuchLock(id))?;
+        let resource = self.resources.get_mut(&name).filter(|_| owner == member);
+        let resource = resource.ok_or(LockError::NoSuchLock(id))?;
+        let mut effects = Vec::with_capacity(2);
+        operation(resource, &mut effects)?;
+        if !resource.contains(id) {
+            self.locks.remove(&id);
+            if resource.is_empty() {
+                self.resources.remove(&name);
+            }
+        }
+        Ok(effects)
+    }
+}
+
+/// A member's handle.
+#[derive(Debug)]
+struct LocalLockspace {
+    space: Arc<Space>,
+    member: u32,
+}
+
+/// Takes the Cast that ends the operation on `id` out of its effects, if it ended.
+fn take_cast(effects: &mut Vec<Effect>, id: LockId) -> Option<Cast> {
+    let index = effects
+        .iter()
+        .position(|(_, event)| matches!(event, Event::Cast(cast) if cast.id == id))?;
+    match effects.remove(index) {
+        (_, Event::Cast(cast)) => Some(cast),
+        _ => None,
+    }
+}
+
+impl Lockspace for LocalLockspace {
+    fn request(&self, name: &ResName, mode: Mode, flags: Lkf, token: u64) -> Result<LockId, LockError> {
+        let mut state = self.space.state.lock();
+        let (id, effects) = state.request(
+            self.member,
+            name,
+            Ask {
+                mode,
+                flags,
+                lvb: None,
+            },
+            token,
+        )?;
+        state.deliver(effects);
+        Ok(id)
+    }
+
+    fn request_now(
+        &self,
+        name: &ResName,
+        mode: Mode,
+        flags: Lkf,
+        token: u64,
+    ) -> Result<(LockId, Option<Cast>), LockError> {
+        let mut state = self.space.state.lock();
+        let (id, mut effects) = state.request(
+            self.member,
+            name,
+            Ask {
+                mode,
+                flags,
+                lvb: None,
+            },
+            token,
+        )?;
+        let cast = take_cast(&mut effects, id);
+        state.deliver(effects);
+        Ok((id, cast))
+    }
+
+    fn convert(&self, id: LockId, mode: Mode, flags: Lkf, lvb: Option<&Lvb>) -> Result<(), LockError> {
+        let ask = Ask {
+            mode,
+            flags,
+            lvb: lvb.copied(),
+        };
+        let mut state = self.space.state.lock();
+        let effects = state.on_lock(self.member, id, |resource, out| resource.convert(id, ask, out))?;
+        state.deliver(effects);
+        Ok(())
+    }
+
+    fn convert_now(
+        &self,
+        id: LockId,
+        mode: Mode,
+        flags: Lkf,
+        lvb: Option<&Lvb>,
+    ) -> Result<Option<Cast>, LockError> {
+        let ask = Ask {
+            mode,
+            flags,
+            lvb: lvb.copied(),
+        };
+        let mut state = self.space.state.lock();
+        let mut effects = state.on_lock(self.member, id, |resource, out| resource.convert(id, ask, out))?;
+        let cast = take_cast(&mut effects, id);
+        state.deliver(effects);
+        Ok(cast)
+    }
+
+    fn unlock(&self, id: LockId, flags: Lkf, lvb: Option<&Lvb>) -> Result<(), LockError> {
+        let mut state = self.space.state.lock();
+        let effects = state.on_lock(self.member, id, |resource, out| {
+            resource.unlock(id, flags, lvb, out)
+        })?;
+        debug_assert!(effects.iter().any(|(_, event)| matches!(
+            event,
+            Event::Cast(cast) if cast.id == id && cast.status == Status::Unlocked
+        )));
+        state.deliver(effects);
+        Ok(())
+    }
+
+    fn cancel(&self, id: LockId) -> Result<(), LockError> {
+        let mut state = self.space.state.lock();
+        let effects = state.on_lock(self.member, id, |resource, out| resource.cancel(id, out))?;
+        state.deliver(effects);
+        Ok(())
+    }
+
+    fn caps(&self) -> Caps {
+        Caps {
+            slots: SlotSource::Exact,
+            recovery_events: true,
+            crash_safety: CrashSafety::SingleNode,
+            has_peers: false,
+        }
+    }
+
+    fn leave(&self, how: Leave) -> Result<(), LockError> {
+        let mut state = self.space.state.lock();
+        let gone = state
+            .remove(self.member, how != Leave::Clean)
+            .ok_or(LockError::Left)?;
+        gone.sender.close();
+        Ok(())
+    }
+}

@@ -1,0 +1,3 @@
+//! Lock services behind the trait.
+
+pub mod local;

@@ -1,0 +1,46 @@
+//! What a call of the lock service can refuse.
+
+use crate::{LockId, Mode};
+
+/// A call was not accepted (or, in [`crate::Event::Fatal`], the lockspace is lost).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// A resource or lockspace name is empty or longer than 64 bytes.
+    #[error("name of {len} bytes: 1 to 64 are allowed")]
+    NameLength {
+        /// Its length.
+        len: usize,
+    },
+    /// The lock has an operation under way.
+    #[error("lock {:#x} is busy", .0.0)]
+    Busy(LockId),
+    /// There is no such lock of ours.
+    #[error("no lock {:#x}", .0.0)]
+    NoSuchLock(LockId),
+    /// Nothing is outstanding on the lock.
+    #[error("lock {:#x} has nothing to cancel", .0.0)]
+    NothingToCancel(LockId),
+    /// The flags contradict each other or the operation.
+    #[error("flags {flags:#x} are not valid for {operation} to {mode}")]
+    InvalidFlags {
+        /// The operation.
+        operation: &'static str,
+        /// The mode asked for.
+        mode: Mode,
+        /// The flags given.
+        flags: u32,
+    },
+    /// The lockspace was left.
+    #[error("the lockspace was left")]
+    Left,
+    /// The backend cannot do what the join asks for.
+    #[error("this lock service cannot tell slots")]
+    NoSlots,
+    /// All 2^32 lock ids are in use.
+    #[error("out of lock ids")]
+    OutOfIds,
+    /// The lock service is gone.
+    #[error("lock service: {0}")]
+    Service(String),
+}

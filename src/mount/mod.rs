@@ -1,0 +1,8 @@
+//! Mounting: options, the helper's command line, who holds the device, start and stop in order.
+
+pub mod background;
+pub mod cli;
+pub mod guard;
+pub mod logging;
+pub mod options;
+pub mod unmount;
