@@ -95,7 +95,9 @@ impl Ail {
     /// Blocks of this glock with copies in the log whose newest one is in place.
     pub(super) fn settled_copies(&self, owner: GlockName) -> Vec<BlockAddr> {
         let all = self.owners.get(&owner).into_iter().flatten();
-        all.copied().filter(|addr| !self.entries.contains_key(addr)).collect()
+        all.copied()
+            .filter(|addr| !self.entries.contains_key(addr))
+            .collect()
     }
 
     fn commit_mut(&mut self, number: u64) -> Option<&mut Commit> {
@@ -235,7 +237,11 @@ impl Ail {
                     if commit.pending == 0 {
                         continue;
                     }
-                    let own = commit.blocks.iter().filter_map(candidate).filter(|p| p.commit == n);
+                    let own = commit
+                        .blocks
+                        .iter()
+                        .filter_map(candidate)
+                        .filter(|p| p.commit == n);
                     out.extend(own.take(limit - out.len()));
                     if out.len() == limit {
                         break;

@@ -87,10 +87,9 @@ impl Writer {
     pub(super) fn write_log(&self, blocks: &[(BlockAddr, &Block)]) -> FsResult<()> {
         self.write(blocks).map_err(|failed| match failed {
             Failed::Refused(error) => error,
-            Failed::Device(_, error) => {
-                self.health
-                    .withdraw("journal::write_log", &Cause::Log(self.jid, error))
-            }
+            Failed::Device(_, error) => self
+                .health
+                .withdraw("journal::write_log", &Cause::Log(self.jid, error)),
         })
     }
 

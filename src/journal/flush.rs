@@ -80,12 +80,12 @@ impl Journal {
     pub(super) fn flush_running(&self, flags: LogFlags) -> FsResult<()> {
         self.cache.health().check()?;
         let mut state = lock(&self.state);
-        if state.running.is_empty() {
+        if state.nothing_runs() {
             return Ok(());
         }
         let detached = self.detach(&mut state)?;
         drop(state);
-        if !detached.commit.logs_nothing() {
+        if !detached.commit.is_empty() {
             let blocks = self.write_commit(&detached, flags)?;
             self.wait_for_freed(&detached.commit);
             self.complete(&detached, blocks);
@@ -107,14 +107,14 @@ impl Journal {
             self.log_statfs(state)?;
         }
         let next = Running::new(state.running.seq + 1);
-        let mut commit = std::mem::replace(&mut state.running, next);
-        let hooks = std::mem::take(&mut commit.hooks);
+        let commit = std::mem::replace(&mut state.running, next);
+        let hooks = std::mem::take(&mut state.hooks);
         state.flush_need = commit.need(&self.costs);
         for addr in commit.blocks().keys().chain(commit.revokes()) {
             state.ail.supersede(*addr);
         }
         let commit = Arc::new(commit);
-        if !commit.logs_nothing() {
+        if !commit.is_empty() {
             state.flushing = Some(Arc::clone(&commit));
         }
         Ok(Detached {
@@ -160,7 +160,9 @@ impl Journal {
         let placed = self.place(detached.first, &blocks)?;
         self.writer.write_log(&placed)?;
         self.writer.flush()?;
-        self.counters.log_blocks.fetch_add(u64::from(count), Ordering::Relaxed);
+        self.counters
+            .log_blocks
+            .fetch_add(u64::from(count), Ordering::Relaxed);
         let at = self.ring.advance(detached.first, count);
         let tail = detached.tail.at.unwrap_or(detached.first);
         self.write_header(at, detached.sequence, tail, flags, detached.local)?;
@@ -238,7 +240,8 @@ impl Journal {
     /// log, as soon as it is durable. None can begin any more.
     fn wait_for_freed(&self, commit: &Running) {
         let state = lock(&self.state);
-        let busy = !state.in_flight.is_empty() && commit.revokes().iter().any(|a| state.in_flight.contains(a));
+        let busy =
+            !state.in_flight.is_empty() && commit.revokes().iter().any(|a| state.in_flight.contains(a));
         drop(state);
         if busy {
             drop(lock(&self.in_place));
@@ -258,7 +261,12 @@ impl Journal {
         state.flush_need = 0;
         state.idle = false;
         let header = self.ring.advance(detached.first, blocks);
-        self.advance(&mut state, header, detached.tail.at.unwrap_or(detached.first), detached.tail.keep);
+        self.advance(
+            &mut state,
+            header,
+            detached.tail.at.unwrap_or(detached.first),
+            detached.tail.keep,
+        );
     }
 
     /// A header at `header` with this tail is durable.

@@ -285,7 +285,10 @@ impl Journal {
             }
             // Everything that could be written is written: only the end of another transaction helps.
             while state.events == seen {
-                state = self.changed.wait(state).expect("a thread panicked in the journal");
+                state = self
+                    .changed
+                    .wait(state)
+                    .expect("a thread panicked in the journal");
             }
         };
         state.waiters.retain(|w| *w != own);
@@ -377,7 +380,7 @@ impl Journal {
             state.local = state.local.plus(work.statfs).minus(work.taken);
             state.running.statfs = true;
         }
-        state.running.hooks.extend(work.hooks);
+        state.hooks.extend(work.hooks);
     }
 
     /// 2/5 of the journal pinned, or 4/5 of it used: the daemon should do something.
@@ -389,8 +392,9 @@ impl Journal {
 
     /// Addresses and blocks for the writer.
     pub(super) fn address(&self, at: gfs2_format::JournalBlock) -> FsResult<BlockAddr> {
-        self.config.map.address(at).ok_or_else(|| {
-            FsError::Inconsistent(format!("journal {} has no block {at}", self.config.jid))
-        })
+        self.config
+            .map
+            .address(at)
+            .ok_or_else(|| FsError::Inconsistent(format!("journal {} has no block {at}", self.config.jid)))
     }
 }

@@ -14,8 +14,8 @@ mod types;
 
 pub use daemon::LogDaemon;
 pub use journal::{Journal, Ticket};
-pub use types::{CommitSeq, FlushReason, JournalConfig, JournalStats, Reservation, StatfsDelta, StopReason};
 pub(crate) use types::{Change, WorkSet, stamp};
+pub use types::{CommitSeq, FlushReason, JournalConfig, JournalStats, Reservation, StatfsDelta, StopReason};
 
 #[cfg(test)]
 mod tests;

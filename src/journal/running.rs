@@ -3,7 +3,6 @@
 //! Invariant: no block is logged and revoked in one commit (the revoke would kill the copy, FORMAT.md 7.6).
 
 use super::space::Costs;
-use super::types::CommitHook;
 use crate::glock::GlockName;
 use gfs2_format::log::Flush;
 use gfs2_format::{Block, BlockAddr};
@@ -25,7 +24,6 @@ pub(super) struct Running {
     owners: HashSet<GlockName>,
     /// The local statfs changed: the statfs_change block is logged too.
     pub(super) statfs: bool,
-    pub(super) hooks: Vec<CommitHook>,
 }
 
 impl Running {
@@ -37,23 +35,17 @@ impl Running {
             revokes: HashSet::new(),
             owners: HashSet::new(),
             statfs: false,
-            hooks: Vec::new(),
         }
     }
 
-    /// Nothing to write (there may be hooks).
-    pub(super) fn logs_nothing(&self) -> bool {
-        self.blocks.is_empty() && self.revokes.is_empty() && !self.statfs
-    }
-
-    /// Nothing to write and nobody to tell.
+    /// Nothing to write?
     pub(super) fn is_empty(&self) -> bool {
-        self.logs_nothing() && self.hooks.is_empty()
+        self.blocks.is_empty() && self.revokes.is_empty() && !self.statfs
     }
 
     /// Journal blocks that this takes.
     pub(super) fn need(&self, costs: &Costs) -> u64 {
-        if self.logs_nothing() {
+        if self.is_empty() {
             return 0;
         }
         let metadata = self.blocks.len() as u64 - self.jdata + u64::from(self.statfs);
@@ -95,14 +87,12 @@ impl Running {
 
     /// Adds a revoke of a block that is not logged in this commit.
     pub(super) fn revoke(&mut self, addr: BlockAddr, owner: Option<GlockName>) {
-        debug_assert!(!self.contains(addr), "block {addr} logged and revoked in one commit");
+        debug_assert!(
+            !self.contains(addr),
+            "block {addr} logged and revoked in one commit"
+        );
         self.revokes.insert(addr);
         self.owners.extend(owner);
-    }
-
-    /// Notes that a flush for this glock has something to do.
-    pub(super) fn touch(&mut self, owner: GlockName) {
-        self.owners.insert(owner);
     }
 
     /// Hands the contents to the codec.

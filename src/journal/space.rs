@@ -64,8 +64,11 @@ mod tests {
                                 let reservation =
                                     Reservation::blocks(own_meta + own_jdata).with_revokes(own_revokes);
                                 // One metadata block more: statfs_change.
-                                let after =
-                                    costs.commit(meta + own_meta + 1, jdata + own_jdata, revokes + own_revokes);
+                                let after = costs.commit(
+                                    meta + own_meta + 1,
+                                    jdata + own_jdata,
+                                    revokes + own_revokes,
+                                );
                                 assert!(
                                     after <= before + costs.transaction(reservation),
                                     "bs {bsize}: {meta}+{own_meta} {jdata}+{own_jdata} {revokes}+{own_revokes}"

@@ -54,7 +54,9 @@ impl Journal {
         let reader = DeviceJournal::new(self.writer.device(), geometry, &self.config.map);
         let jid = self.config.jid;
         let Some(head) = find_head(&reader, geometry)? else {
-            return Err(FsError::Inconsistent(format!("journal {jid} has no valid log header")));
+            return Err(FsError::Inconsistent(format!(
+                "journal {jid} has no valid log header"
+            )));
         };
         let (header, at) = (head.header, head.position);
         if header.blkno != at {
@@ -87,11 +89,7 @@ impl Journal {
         }
         let raw: &StatfsChange = view(&block, DINODE_SIZE, addr)?;
         let (total, free, dinodes) = raw.signed();
-        let local = StatfsDelta {
-            total,
-            free,
-            dinodes,
-        };
+        let local = StatfsDelta { total, free, dinodes };
         Ok((block, local))
     }
 
@@ -118,7 +116,7 @@ impl Journal {
             let all = lock(&self.state).ail.next_commit();
             self.write_in_place(Pick::Before(all))?;
             let state = lock(&self.state);
-            if state.open > 0 || !state.running.is_empty() || state.ail.len() > 0 {
+            if state.open > 0 || !state.nothing_runs() || state.ail.len() > 0 {
                 continue;
             }
             let (at, sequence, local) = (state.head, state.sequence + 1, state.logged_local);
@@ -144,7 +142,10 @@ impl Journal {
     fn wait_for_transactions(&self) -> FsResult<()> {
         let mut state = lock(&self.state);
         while state.open > 0 && state.phase != Phase::Dead {
-            state = self.changed.wait(state).expect("a thread panicked in the journal");
+            state = self
+                .changed
+                .wait(state)
+                .expect("a thread panicked in the journal");
         }
         drop(state);
         self.cache.health().check()

@@ -3,7 +3,7 @@
 use super::ail::Ail;
 use super::running::Running;
 use super::space::{Costs, TABOO};
-use super::types::{CommitSeq, StatfsDelta};
+use super::types::{CommitHook, CommitSeq, StatfsDelta};
 use crate::error::{Errno, FsError, FsResult};
 use gfs2_format::log::Ring;
 use gfs2_format::{Block, BlockAddr, JournalBlock};
@@ -27,6 +27,8 @@ pub(super) enum Phase {
 pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) running: Running,
+    /// Of the running commit's transactions.
+    pub(super) hooks: Vec<CommitHook>,
     pub(super) flushing: Option<Arc<Running>>,
     pub(super) ail: Ail,
     /// Blocks whose in-place write is under way.
@@ -67,6 +69,7 @@ impl State {
         Self {
             phase: Phase::Stopped,
             running: Running::new(1),
+            hooks: Vec::new(),
             flushing: None,
             ail: Ail::default(),
             in_flight: HashSet::new(),
@@ -118,7 +121,12 @@ impl State {
 
     /// The newest commit there is anything of.
     pub(super) fn newest(&self) -> CommitSeq {
-        CommitSeq(self.running.seq - u64::from(self.running.is_empty()))
+        CommitSeq(self.running.seq - u64::from(self.nothing_runs()))
+    }
+
+    /// Nothing to write and nobody to tell.
+    pub(super) fn nothing_runs(&self) -> bool {
+        self.running.is_empty() && self.hooks.is_empty()
     }
 
     /// Refuses when the journal does not take transactions.

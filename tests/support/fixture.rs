@@ -84,7 +84,9 @@ impl Fixture {
     pub fn all() -> Vec<Fixture> {
         let dir = std::fs::read_dir(Fixture::images()).expect("fixtures/images");
         let names = dir.filter_map(|e| e.expect("a folder entry").file_name().into_string().ok());
-        let mut names: Vec<String> = names.filter_map(|n| n.strip_suffix(".toml").map(str::to_owned)).collect();
+        let mut names: Vec<String> = names
+            .filter_map(|n| n.strip_suffix(".toml").map(str::to_owned))
+            .collect();
         names.sort();
         names.iter().map(|n| Fixture::load(n)).collect()
     }
@@ -94,7 +96,8 @@ impl Fixture {
     pub fn load(name: &str) -> Fixture {
         let path = Fixture::images().join(format!("{name}.toml"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let mut fixture: Fixture = toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut fixture: Fixture =
+            toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         fixture.name = name.to_owned();
         fixture
     }
@@ -138,7 +141,12 @@ impl Fixture {
         let after = dir.join(format!("{}.after.img", self.name));
         copy_sparse(&image, &after);
         let (log, manifest) = self.check_shape(kernel, &image, &after);
-        Rebuilt { image, after, log, manifest }
+        Rebuilt {
+            image,
+            after,
+            log,
+            manifest,
+        }
     }
 
     /// Runs the recipe's check on a scratch copy of an image; returns the kernel's log and the tree.
@@ -176,7 +184,11 @@ pub struct Rebuilt {
 
 fn share_recipes(vm: &Vm) {
     let from = checkout().join("fixtures/recipes");
-    Host::new("cp").arg("-r").arg(from).arg(vm.share().join("recipes")).check();
+    Host::new("cp")
+        .arg("-r")
+        .arg(from)
+        .arg(vm.share().join("recipes"))
+        .check();
 }
 
 /// The replays in a kernel's log, in its order.
@@ -186,18 +198,37 @@ pub fn replays(log: &[String]) -> Vec<Replay> {
         let after = |word: &str| line.split_once(word).map(|(_, rest)| rest);
         if let Some(range) = after("Replaying journal...") {
             let (tail, head) = range.split_once(" to ").expect("a range of blocks");
-            let number = |t: &str| u32::from_str_radix(t.trim().trim_start_matches("0x"), 16).expect("a block");
+            let number =
+                |t: &str| u32::from_str_radix(t.trim().trim_start_matches("0x"), 16).expect("a block");
             let (tail, head) = (number(tail), number(head));
-            found.push(Replay { tail, head, replayed: 0, logged: 0, revokes: 0, statfs: [0; 3] });
+            found.push(Replay {
+                tail,
+                head,
+                replayed: 0,
+                logged: 0,
+                revokes: 0,
+                statfs: [0; 3],
+            });
         }
         let Some(last) = found.last_mut() else { continue };
         if let Some(rest) = after("Replayed ") {
             let words: Vec<&str> = rest.split(' ').collect();
-            (last.replayed, last.logged) = (words[0].parse().expect("a count"), words[2].parse().expect("a count"));
+            (last.replayed, last.logged) = (
+                words[0].parse().expect("a count"),
+                words[2].parse().expect("a count"),
+            );
         } else if let Some(rest) = after("Found ") {
-            last.revokes = rest.split(' ').next().and_then(|n| n.parse().ok()).expect("a count");
+            last.revokes = rest
+                .split(' ')
+                .next()
+                .and_then(|n| n.parse().ok())
+                .expect("a count");
         } else if let Some(rest) = after("after change [") {
-            let words: Vec<i64> = rest.trim_end_matches(']').split(',').map(|w| w.parse().expect("a change")).collect();
+            let words: Vec<i64> = rest
+                .trim_end_matches(']')
+                .split(',')
+                .map(|w| w.parse().expect("a change"))
+                .collect();
             last.statfs = [words[0], words[1], words[2]];
         }
     }

@@ -4,14 +4,10 @@
 //! writes when, and who may replay which journal, is the caller's business.
 
 mod codec;
-<<<<<<< HEAD
-mod map;
-=======
 mod head;
 mod map;
 mod recover;
 mod replay;
->>>>>>> logfmt
 mod ring;
 
 pub use codec::{
@@ -19,10 +15,6 @@ pub use codec::{
     decode_chunk, decode_header, descriptor_revokes, encode_header, jdata_blocks, metadata_blocks,
     revoke_blocks, revokes_in_blocks, tags,
 };
-<<<<<<< HEAD
-pub use map::{DeviceJournal, JournalMap, JournalRead};
-pub use ring::Ring;
-=======
 pub use head::{Head, find_head};
 pub use map::{DeviceJournal, JournalMap, JournalRead};
 pub use recover::{
@@ -33,4 +25,3 @@ pub use ring::Ring;
 
 #[cfg(test)]
 mod tests;
->>>>>>> logfmt
