@@ -2,4 +2,4 @@
 
 mod name;
 
-pub use name::{GlockName, GlockType};
+pub use name::{GlockName, LockType};
