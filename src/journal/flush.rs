@@ -1,7 +1,7 @@
 //! Writing commits to the log, and headers that move its tail.
 //!
 //! Order of one flush (FORMAT.md 7.3): log blocks; device flush (which also covers file data written before the
-//! commit, and in-place writes that the new tail passes); header; device flush. Only then do its blocks become
+//! commit, and in-place writes that the new tail passes); header, durably. Only then do its blocks become
 //! eligible for writing in place, is the space before the tail used again, and is anybody told.
 
 use super::ail::Tail;
@@ -191,7 +191,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Log blocks, device flush, header, device flush; gives the number of blocks before the header.
+    /// Log blocks, device flush, durable header; gives the number of blocks before the header.
     fn write_commit(&self, detached: &Detached, flags: LogFlags) -> FsResult<u32> {
         let geometry = self.cache.geometry();
         let encoded = detached.commit.with_flush(|flush| flush.encode(geometry));
@@ -271,8 +271,7 @@ impl Journal {
             local: local.into(),
         };
         let block = encode_header(&header, self.cache.geometry());
-        self.writer.write_log(&[(header.addr, &block)])?;
-        self.writer.flush()?;
+        self.writer.write_header(header.addr, &block)?;
         self.counters.headers.fetch_add(1, Ordering::Relaxed);
         self.counters.log_blocks.fetch_add(1, Ordering::Relaxed);
         Ok(())

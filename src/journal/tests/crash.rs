@@ -8,7 +8,7 @@ use crate::glock::GlockName;
 use crate::journal::{CommitSeq, FlushReason, Journal, Reservation, StatfsDelta, StopReason};
 use crate::txn::Transaction;
 use gfs2_format::BlockAddr;
-use gfs2_format::device::{BlockDevice, MemDevice, RecordDevice, WriteLog};
+use gfs2_format::device::{BlockDevice, LogEntry, MemDevice, RecordDevice, WriteLog};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -316,12 +316,22 @@ impl Run {
         })
     }
 
+    /// Positions after which something is durable: flushes, and writes with FUA.
+    fn barriers(&self) -> Vec<usize> {
+        let is_barrier = |e: &LogEntry| matches!(e, LogEntry::Flush | LogEntry::Write { fua: true, .. });
+        let entries = self.log.entries().iter().enumerate();
+        entries
+            .filter(|(_, e)| is_barrier(e))
+            .map(|(n, _)| n + 1)
+            .collect()
+    }
+
     /// Every flush point, and `random` others in three kinds.
     fn check_images(&self, seed: u64, random: usize) {
         let entries = self.log.entries().len();
         let mut image = self.initial.clone();
         let mut done = 0;
-        for point in self.log.flush_points() {
+        for point in self.barriers() {
             let part = self.log.image_between(&image, done, point);
             image = part;
             done = point;
@@ -352,7 +362,6 @@ trait ImageBetween {
 
 impl ImageBetween for WriteLog {
     fn image_between(&self, from: &MemDevice, start: usize, end: usize) -> MemDevice {
-        use gfs2_format::device::LogEntry;
         let image = from.clone();
         for entry in &self.entries()[start..end] {
             if let LogEntry::Write { offset, bytes, .. } = entry {

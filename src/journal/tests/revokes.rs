@@ -3,11 +3,12 @@
 
 use super::rig::{Layout, begin, create_one, data, ex, fill_data, fill_meta, free_one, meta};
 use crate::glock::GlockName;
+use crate::journal::ail::Pick;
 use crate::journal::{FlushReason, Journal, JournalStats};
 use gfs2_format::device::{BlockDevice, MemDevice};
 use gfs2_format::log::{RecoveryReport, plan_recovery};
 use gfs2_format::{Block, BlockAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
 struct Bench {
     layout: Layout,
@@ -110,7 +111,7 @@ fn a_block_in_place_whose_copy_is_still_in_the_log_is_revoked() {
     create_one(&bench.journal, 1, bench.at(0), 5);
     create_one(&bench.journal, 2, bench.at(1), 6);
     bench.flush();
-    let only = super::super::ail::Pick::Owner(GlockName::inode(1));
+    let only = Pick::Owner(GlockName::inode(1));
     assert_eq!(bench.journal.write_in_place(only).unwrap(), 1);
     free_one(&bench.journal, bench.at(0));
     bench.flush();
@@ -173,7 +174,7 @@ fn a_block_freed_and_never_in_place_holds_the_tail_until_its_freeing_is_durable(
     bench.flush();
     free_one(&bench.journal, bench.at(0));
     // The running commit says it is free, the disk does not: no header may forget the copy.
-    let all = super::super::ail::Pick::Before(u64::MAX);
+    let all = Pick::Before(u64::MAX);
     assert_eq!(
         bench.journal.write_in_place(all).unwrap(),
         0,
@@ -269,7 +270,7 @@ fn in_place_goes_the_committed_snapshot_not_the_running_one() {
     let mut txn = begin(&bench.journal);
     fill_meta(txn.edit(&ex(1), bench.at(0)).unwrap(), 6);
     txn.commit().unwrap();
-    let all = super::super::ail::Pick::Before(u64::MAX);
+    let all = Pick::Before(u64::MAX);
     assert_eq!(bench.journal.write_in_place(all).unwrap(), 1);
     assert_eq!(bench.on_disk(0), bench.meta(5));
     assert_eq!(
@@ -280,59 +281,72 @@ fn in_place_goes_the_committed_snapshot_not_the_running_one() {
     assert_eq!(bench.on_disk(0), bench.meta(6));
 }
 
+/// Holds writes to one place back until told.
+#[derive(Debug)]
+struct Gate {
+    base: MemDevice,
+    at: u64,
+    /// Closed; somebody waits.
+    state: Mutex<(bool, bool)>,
+    wake: Condvar,
+}
+
+impl Gate {
+    fn new(base: MemDevice, at: u64) -> Arc<Self> {
+        Arc::new(Self {
+            base,
+            at,
+            state: Mutex::new((true, false)),
+            wake: Condvar::new(),
+        })
+    }
+
+    fn wait_for_writer(&self) {
+        let mut state = self.state.lock().unwrap();
+        while !state.1 {
+            state = self.wake.wait(state).unwrap();
+        }
+    }
+
+    fn open(&self) {
+        self.state.lock().unwrap().0 = false;
+        self.wake.notify_all();
+    }
+}
+
+impl BlockDevice for Gate {
+    fn size(&self) -> u64 {
+        self.base.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> gfs2_format::Result<()> {
+        self.base.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> gfs2_format::Result<()> {
+        if offset == self.at {
+            let mut state = self.state.lock().unwrap();
+            state.1 = true;
+            self.wake.notify_all();
+            while state.0 {
+                state = self.wake.wait(state).unwrap();
+            }
+        }
+        self.base.write_at(offset, buf)
+    }
+    fn flush(&self) -> gfs2_format::Result<()> {
+        self.base.flush()
+    }
+}
+
 #[test]
 fn a_flush_that_frees_a_block_waits_for_its_in_place_write() {
-    /// Blocks writes to one place until told.
-    #[derive(Debug)]
-    struct Gate {
-        base: MemDevice,
-        at: u64,
-        closed: std::sync::Mutex<(bool, bool)>,
-        wake: std::sync::Condvar,
-    }
-    impl BlockDevice for Gate {
-        fn size(&self) -> u64 {
-            self.base.size()
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8]) -> gfs2_format::Result<()> {
-            self.base.read_at(offset, buf)
-        }
-        fn write_at(&self, offset: u64, buf: &[u8]) -> gfs2_format::Result<()> {
-            if offset == self.at {
-                let mut state = self.closed.lock().unwrap();
-                state.1 = true;
-                self.wake.notify_all();
-                while state.0 {
-                    state = self.wake.wait(state).unwrap();
-                }
-            }
-            self.base.write_at(offset, buf)
-        }
-        fn flush(&self) -> gfs2_format::Result<()> {
-            self.base.flush()
-        }
-    }
     let layout = Layout::new(1024, 400);
-    let gate = Arc::new(Gate {
-        base: layout.device(),
-        at: layout.geometry.byte_offset(layout.block(0)),
-        closed: std::sync::Mutex::new((true, false)),
-        wake: std::sync::Condvar::new(),
-    });
+    let gate = Gate::new(layout.device(), layout.geometry.byte_offset(layout.block(0)));
     let journal = layout.mount(gate.clone());
     create_one(&journal, 1, layout.block(0), 5);
     journal.flush(FlushReason::Fsync).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            journal
-                .write_in_place(super::super::ail::Pick::Before(u64::MAX))
-                .unwrap()
-        });
-        let mut state = gate.closed.lock().unwrap();
-        while !state.1 {
-            state = gate.wake.wait(state).unwrap();
-        }
-        drop(state);
+        scope.spawn(|| journal.write_in_place(Pick::Before(u64::MAX)).unwrap());
+        gate.wait_for_writer();
         let seq = free_one(&journal, layout.block(0));
         let waiting = &journal;
         let flush = scope.spawn(move || waiting.wait_durable(seq, FlushReason::Fsync).unwrap());
@@ -340,10 +354,70 @@ fn a_flush_that_frees_a_block_waits_for_its_in_place_write() {
         while journal.stats().headers < 2 {
             std::thread::yield_now();
         }
-        assert!(journal.durable_seq() < seq);
-        gate.closed.lock().unwrap().0 = false;
-        gate.wake.notify_all();
+        for _ in 0..100 {
+            std::thread::yield_now();
+            assert!(journal.durable_seq() < seq);
+        }
+        gate.open();
         flush.join().unwrap();
         assert!(journal.durable_seq() >= seq);
     });
+}
+
+#[test]
+fn a_block_freed_while_its_first_copy_is_being_logged_is_revoked() {
+    let layout = Layout::new(1024, 400);
+    let ring = layout.journal.map.ring();
+    let start = ring.advance(layout.head(&layout.device()).position, 1);
+    let first_log_block = layout.journal.map.address(start).unwrap();
+    let gate = Gate::new(layout.device(), layout.geometry.byte_offset(first_log_block));
+    let journal = layout.mount(gate.clone());
+    create_one(&journal, 1, layout.block(0), 5);
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| journal.flush(FlushReason::Fsync).unwrap());
+        gate.wait_for_writer();
+        assert!(journal.has_dirty(GlockName::inode(1)));
+        let seq = free_one(&journal, layout.block(0));
+        gate.open();
+        assert!(flush.join().unwrap() < seq);
+        // Durable and not freed yet for the disk, freed for us: it does not go in place.
+        assert_eq!(journal.write_in_place(Pick::Before(u64::MAX)).unwrap(), 0);
+        journal.wait_durable(seq, FlushReason::Fsync).unwrap();
+    });
+    let file = data(&layout.geometry, 3);
+    layout.put(&*gate, layout.block(0), &file);
+    let image = MemDevice::clone(&gate.base);
+    layout.recover(&image).unwrap();
+    assert_eq!(layout.get(&image, layout.block(0)), file);
+    journal.write_back().unwrap();
+    assert_eq!(layout.get(&*gate, layout.block(0)), file);
+    assert_eq!(journal.cache().stats().pinned, 0);
+}
+
+#[test]
+fn a_reader_during_a_flush_sees_the_newest_commit() {
+    let layout = Layout::new(1024, 400);
+    let ring = layout.journal.map.ring();
+    let start = ring.advance(layout.head(&layout.device()).position, 1);
+    let first_log_block = layout.journal.map.address(start).unwrap();
+    let gate = Gate::new(layout.device(), layout.geometry.byte_offset(first_log_block));
+    let journal = layout.mount(gate.clone());
+    create_one(&journal, 1, layout.block(0), 5);
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| journal.flush(FlushReason::Fsync).unwrap());
+        gate.wait_for_writer();
+        // Neither the commit nor the read waits for the flush.
+        let mut txn = begin(&journal);
+        fill_meta(txn.edit(&ex(1), layout.block(0)).unwrap(), 6);
+        txn.commit().unwrap();
+        let read = journal.cache().read(&ex(1), layout.block(0)).unwrap();
+        assert_eq!(read, meta(&layout.geometry, 6));
+        gate.open();
+        flush.join().unwrap();
+    });
+    let image = MemDevice::clone(&gate.base);
+    layout.recover(&image).unwrap();
+    assert_eq!(layout.get(&image, layout.block(0)), meta(&layout.geometry, 5));
+    journal.write_back().unwrap();
+    assert_eq!(layout.get(&*gate, layout.block(0)), meta(&layout.geometry, 6));
 }
