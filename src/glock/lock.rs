@@ -236,6 +236,7 @@ impl Glock {
         let mut inner = self.check_recursion(inner, &holder)?;
         self.shared.counters.queued.fetch_add(1, Ordering::Relaxed);
         let pending = PendingGlock::new(Arc::clone(self), &holder, Arc::clone(&waiter));
+        inner.free_when_unlocked = false;
         inner.waiting.push(Waiting {
             id: holder.id,
             waiter,
@@ -377,7 +378,7 @@ impl Glock {
                 Action::Withdraw(cause) => {
                     let error = self.withdraw_error(&mut inner, cause);
                     drop(inner);
-                    self.shared.withdraw(self.name, error);
+                    self.shared.withdraw(&self.name, error);
                     inner = self.inner.lock();
                 }
                 Action::FlushKernel { .. } if self.shared.kernel_cache().is_none() => {
@@ -451,7 +452,7 @@ impl Glock {
         });
         if flushed.is_none() {
             self.shared
-                .withdraw(self.name, self.broken("the kernel cache's notifier panicked"));
+                .withdraw(&self.name, self.broken("the kernel cache's notifier panicked"));
         }
     }
 

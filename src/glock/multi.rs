@@ -41,7 +41,7 @@ impl Backoff {
     pub const fn new(seed: u64) -> Self {
         Self {
             attempt: 0,
-            random: seed | 1,
+            random: if seed == 0 { 1 } else { seed },
         }
     }
 

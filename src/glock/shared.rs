@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
+use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -313,8 +314,8 @@ impl Shared {
     }
 
     /// The node must stop writing. The first cause counts.
-    pub(crate) fn withdraw(&self, name: GlockName, error: FsError) {
-        tracing::error!(glock = %name, %error, "the node must withdraw");
+    pub(crate) fn withdraw(&self, who: &dyn fmt::Display, error: FsError) {
+        tracing::error!(glock = %who, %error, "the node must withdraw");
         if !self.withdraw_called.swap(true, Ordering::SeqCst) {
             *self.withdrawn.lock() = Some(error.to_string().into());
             (self.on_withdraw)(error);
@@ -377,7 +378,7 @@ impl Shared {
                     name: "lockspace".to_owned(),
                     what: error.to_string(),
                 };
-                self.withdraw(GlockName::nondisk(super::name::nondisk::LIVE), error);
+                self.withdraw(&"lockspace", error);
             }
             _ => {}
         }

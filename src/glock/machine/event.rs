@@ -208,7 +208,7 @@ pub enum Action {
 pub enum Instantiate {
     /// It is there.
     Ready,
-    /// Read it, then [`Machine::end_instantiate`].
+    /// Read it, then [`super::Machine::end_instantiate`].
     Run,
     /// Somebody else is reading it.
     Wait,

@@ -270,7 +270,7 @@ fn grants_are_parked_during_recovery_except_for_those_who_may_pass() {
     let mut parked = glock.acquire_async(Sh, F::NOPID).unwrap();
     let soon = std::time::Instant::now() + Duration::from_millis(10);
     assert!(parked.wait_until(Some(soon), None).is_none());
-    assert!(node.table.dump_text().contains("f:laFqn"));
+    assert!(node.table.dump_text().contains("f:laFqbn"));
     let journal = node.presence(GlockName::journal(1));
     drop(journal.acquire(Ex, F::NOEXP).unwrap());
     node.table.unblock();
