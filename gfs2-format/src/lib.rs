@@ -9,6 +9,9 @@
 
 pub mod addr;
 pub mod bitmap;
+#[cfg(any(test, feature = "testing"))]
+pub mod damage;
+pub mod describe;
 pub mod device;
 pub mod dir;
 pub mod ea;
