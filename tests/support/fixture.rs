@@ -84,7 +84,9 @@ impl Fixture {
     pub fn all() -> Vec<Fixture> {
         let dir = std::fs::read_dir(Fixture::images()).expect("fixtures/images");
         let names = dir.filter_map(|e| e.expect("a folder entry").file_name().into_string().ok());
-        let mut names: Vec<String> = names.filter_map(|n| n.strip_suffix(".toml").map(str::to_owned)).collect();
+        let mut names: Vec<String> = names
+            .filter_map(|n| n.strip_suffix(".toml").map(str::to_owned))
+            .collect();
         names.sort();
         names.iter().map(|n| Fixture::load(n)).collect()
     }
@@ -94,7 +96,8 @@ impl Fixture {
     pub fn load(name: &str) -> Fixture {
         let path = Fixture::images().join(format!("{name}.toml"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let mut fixture: Fixture = toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut fixture: Fixture =
+            toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         fixture.name = name.to_owned();
         fixture
     }
@@ -130,24 +133,68 @@ impl Fixture {
         let kernel = Kernel::ALL.into_iter().find(|k| k.name() == self.kernel);
         let kernel = kernel.unwrap_or_else(|| panic!("{}: no kernel {}", self.name, self.kernel));
         let image = sparse(&dir.join(format!("{}.img", self.name)), self.bytes);
-        let vm = Vm::start(kernel, &[&image]);
-        share_recipes(&vm);
-        vm.check_for(&self.call("make", ""), RECIPE_LIMIT);
-        vm.assert_kernel_content();
-        vm.crash();
+        let nodes = if self.recipe == "cluster" {
+            self.make_in_cluster(kernel, &image)
+        } else {
+            let vm = Vm::start(kernel, &[&image]);
+            share_recipes(&vm);
+            vm.check_for(&self.call("make", ""), RECIPE_LIMIT);
+            vec![vm]
+        };
+        nodes.iter().for_each(Vm::assert_kernel_content);
+        nodes.into_iter().for_each(Vm::crash);
         let after = dir.join(format!("{}.after.img", self.name));
         copy_sparse(&image, &after);
         let (log, manifest) = self.check_shape(kernel, &image, &after);
-        Rebuilt { image, after, log, manifest }
+        Rebuilt {
+            image,
+            after,
+            log,
+            manifest,
+        }
+    }
+
+    /// The recipe of two nodes has one more verb, for what both do at a time.
+    #[track_caller]
+    fn make_in_cluster(&self, kernel: Kernel, image: &Path) -> Vec<Vm> {
+        let nodes = Vm::start_pair(kernel, &[image]);
+        nodes.iter().for_each(share_recipes);
+        let joining = nodes.each_ref().map(|vm| (vm, vm.spawn(&self.call("join", ""))));
+        for (vm, id) in joining {
+            let ran = vm.result(&id, RECIPE_LIMIT);
+            assert!(
+                ran.rc == 0,
+                "{}: join exited with {}:\n{}",
+                self.name,
+                ran.rc,
+                ran.output
+            );
+        }
+        for vm in &nodes {
+            vm.check_for(&self.call("make", ""), RECIPE_LIMIT);
+        }
+        nodes.into()
     }
 
     /// Runs the recipe's check on a scratch copy of an image; returns the kernel's log and the tree.
+    ///
+    /// The check of dirty journals replays them, so a second one must refuse the image.
     #[track_caller]
     pub fn check_shape(&self, kernel: Kernel, pristine: &Path, copy: &Path) -> (Vec<String>, Manifest) {
         let vm = Vm::start(kernel, &[copy, pristine]);
         share_recipes(&vm);
         vm.check_for(&self.call("check", "/dev/vdb"), RECIPE_LIMIT);
         let log = vm.gfs2_log();
+        if self.journal.iter().any(|j| j.dirty) {
+            let again = vm.run_for(&self.call("check", "/dev/vdb"), RECIPE_LIMIT);
+            let refused =
+                again.rc == 1 && again.output.contains("SHAPE: ") && again.output.contains("journal");
+            assert!(
+                refused,
+                "{}: the check takes a replayed image: {}",
+                self.name, again.output
+            );
+        }
         vm.check("mount -t gfs2 -o ro,acl,noatime,lockproto=lock_nolock /dev/vda /mnt");
         let manifest = walk_in_guest(&vm, "/mnt");
         vm.check("umount /mnt");
@@ -176,7 +223,11 @@ pub struct Rebuilt {
 
 fn share_recipes(vm: &Vm) {
     let from = checkout().join("fixtures/recipes");
-    Host::new("cp").arg("-r").arg(from).arg(vm.share().join("recipes")).check();
+    Host::new("cp")
+        .arg("-r")
+        .arg(from)
+        .arg(vm.share().join("recipes"))
+        .check();
 }
 
 /// The replays in a kernel's log, in its order.
@@ -186,18 +237,37 @@ pub fn replays(log: &[String]) -> Vec<Replay> {
         let after = |word: &str| line.split_once(word).map(|(_, rest)| rest);
         if let Some(range) = after("Replaying journal...") {
             let (tail, head) = range.split_once(" to ").expect("a range of blocks");
-            let number = |t: &str| u32::from_str_radix(t.trim().trim_start_matches("0x"), 16).expect("a block");
+            let number =
+                |t: &str| u32::from_str_radix(t.trim().trim_start_matches("0x"), 16).expect("a block");
             let (tail, head) = (number(tail), number(head));
-            found.push(Replay { tail, head, replayed: 0, logged: 0, revokes: 0, statfs: [0; 3] });
+            found.push(Replay {
+                tail,
+                head,
+                replayed: 0,
+                logged: 0,
+                revokes: 0,
+                statfs: [0; 3],
+            });
         }
         let Some(last) = found.last_mut() else { continue };
         if let Some(rest) = after("Replayed ") {
             let words: Vec<&str> = rest.split(' ').collect();
-            (last.replayed, last.logged) = (words[0].parse().expect("a count"), words[2].parse().expect("a count"));
+            (last.replayed, last.logged) = (
+                words[0].parse().expect("a count"),
+                words[2].parse().expect("a count"),
+            );
         } else if let Some(rest) = after("Found ") {
-            last.revokes = rest.split(' ').next().and_then(|n| n.parse().ok()).expect("a count");
+            last.revokes = rest
+                .split(' ')
+                .next()
+                .and_then(|n| n.parse().ok())
+                .expect("a count");
         } else if let Some(rest) = after("after change [") {
-            let words: Vec<i64> = rest.trim_end_matches(']').split(',').map(|w| w.parse().expect("a change")).collect();
+            let words: Vec<i64> = rest
+                .trim_end_matches(']')
+                .split(',')
+                .map(|w| w.parse().expect("a change"))
+                .collect();
             last.statfs = [words[0], words[1], words[2]];
         }
     }
