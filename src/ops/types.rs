@@ -56,6 +56,14 @@ pub struct Attr {
     pub flags: u32,
 }
 
+/// What a successful lookup, create, mknod, mkdir, symlink or link gives out: one count of knowledge of the inode
+/// (to be given back by `forget`) and its attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The attributes; `attr.num` names the inode.
+    pub attr: Attr,
+}
+
 /// A time to be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetTime {
