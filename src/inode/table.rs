@@ -14,7 +14,8 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
 
 const SHARDS: usize = 64;
 
@@ -76,7 +77,7 @@ impl Inode {
 
     /// A transaction changed it; `times_only` when it changed nothing but times.
     pub(crate) fn committed(&self, seq: CommitSeq, times_only: bool) {
-        let mut commits = plain(&self.commits);
+        let mut commits = self.commits.lock();
         commits.any = commits.any.max(seq);
         if !times_only {
             commits.meta = commits.meta.max(seq);
@@ -85,23 +86,18 @@ impl Inode {
 
     /// What is known of its commits.
     pub(crate) fn commits(&self) -> Commits {
-        *plain(&self.commits)
+        *self.commits.lock()
     }
 
     /// Everything committed so far is durable.
     pub(crate) fn all_durable(&self) {
-        plain(&self.commits).complete = true;
+        self.commits.lock().complete = true;
     }
 
     /// Gives the iopen lock out of hand: for the one who deletes, or when the entry goes.
     pub(crate) fn take_iopen(&self) -> Option<GlockGuard> {
-        plain(&self.iopen).take()
+        self.iopen.lock().take()
     }
-}
-
-/// Locks a mutex that guards plain values, whole at every moment.
-fn plain<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
@@ -146,7 +142,7 @@ impl Deref for InodeRef {
 
 impl Clone for InodeRef {
     fn clone(&self) -> Self {
-        if let Some(slot) = plain(&self.table.lane(self.addr()).slots).get_mut(&self.addr()) {
+        if let Some(slot) = self.table.lane(self.addr()).slots.lock().get_mut(&self.addr()) {
             slot.users += 1;
         }
         Self {
@@ -190,7 +186,7 @@ impl InodeTable {
     /// # Errors
     /// ESTALE when there is none.
     pub(crate) fn get(self: &Arc<Self>, addr: BlockAddr) -> FsResult<InodeRef> {
-        let mut slots = plain(&self.lane(addr).slots);
+        let mut slots = self.lane(addr).slots.lock();
         match slots.get_mut(&addr) {
             Some(slot) if !slot.evicting => Ok(self.using(slot)),
             _ => Err(Errno::ESTALE.into()),
@@ -199,7 +195,7 @@ impl InodeTable {
 
     /// Is there an entry?
     pub(crate) fn knows(&self, addr: BlockAddr) -> bool {
-        plain(&self.lane(addr).slots).contains_key(&addr)
+        self.lane(addr).slots.lock().contains_key(&addr)
     }
 
     /// The entry of an inode, made with `make` (which takes the iopen lock) when there is none.
@@ -216,7 +212,7 @@ impl InodeTable {
         }
         let new = make()?;
         // Somebody may have been faster; then the lock just taken is dropped, after the table's.
-        let mut slots = plain(&self.lane(num.addr).slots);
+        let mut slots = self.lane(num.addr).slots.lock();
         if let Some(slot) = slots.get_mut(&num.addr) {
             let found = if slot.evicting || slot.inode.num != num {
                 Err(Errno::ESTALE.into())
@@ -244,7 +240,7 @@ impl InodeTable {
     }
 
     fn find(self: &Arc<Self>, num: InodeNum) -> FsResult<Option<InodeRef>> {
-        let mut slots = plain(&self.lane(num.addr).slots);
+        let mut slots = self.lane(num.addr).slots.lock();
         match slots.get_mut(&num.addr) {
             None => Ok(None),
             Some(slot) if slot.evicting || slot.inode.num != num => Err(Errno::ESTALE.into()),
@@ -254,7 +250,7 @@ impl InodeTable {
 
     /// The kernel knows it once more.
     pub(crate) fn remember(&self, inode: &InodeRef) {
-        if let Some(slot) = plain(&self.lane(inode.addr()).slots).get_mut(&inode.addr()) {
+        if let Some(slot) = self.lane(inode.addr()).slots.lock().get_mut(&inode.addr()) {
             slot.nlookup = slot.nlookup.saturating_add(1);
         }
     }
@@ -267,7 +263,7 @@ impl InodeTable {
     /// The kernel has gone: it knows nothing any more.
     pub(crate) fn forget_all(&self) {
         for lane in &self.lanes {
-            let known: Vec<BlockAddr> = plain(&lane.slots).keys().copied().collect();
+            let known: Vec<BlockAddr> = lane.slots.lock().keys().copied().collect();
             for addr in known {
                 self.forget(addr, u64::MAX);
             }
@@ -276,7 +272,7 @@ impl InodeTable {
 
     fn release(&self, addr: BlockAddr, change: impl FnOnce(&mut Slot)) {
         let lane = self.lane(addr);
-        let mut slots = plain(&lane.slots);
+        let mut slots = lane.slots.lock();
         let Some(slot) = slots.get_mut(&addr) else { return };
         change(slot);
         if slot.users > 0 || slot.nlookup > 0 || slot.evicting {
@@ -286,7 +282,7 @@ impl InodeTable {
             slot.evicting = true;
             let inode = Arc::clone(&slot.inode);
             drop(slots);
-            let mut evictions = plain(&self.evictions);
+            let mut evictions = self.evictions.lock();
             evictions.push_back(inode);
             self.waiting.store(evictions.len(), Ordering::Release);
             return;
@@ -303,7 +299,7 @@ impl InodeTable {
         if self.waiting.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let mut evictions = plain(&self.evictions);
+        let mut evictions = self.evictions.lock();
         let next = evictions.pop_front();
         self.waiting.store(evictions.len(), Ordering::Release);
         next
@@ -312,7 +308,7 @@ impl InodeTable {
     /// The end of an eviction.
     pub(crate) fn evicted(&self, inode: &Inode) {
         let lane = self.lane(inode.addr());
-        let removed = plain(&lane.slots).remove(&inode.addr());
+        let removed = lane.slots.lock().remove(&inode.addr());
         drop(removed);
         lane.gone.notify_all();
     }
@@ -321,23 +317,23 @@ impl InodeTable {
     /// otherwise.
     pub(crate) fn wait_evicted(&self, addr: BlockAddr) -> bool {
         let lane = self.lane(addr);
-        let mut slots = plain(&lane.slots);
+        let mut slots = lane.slots.lock();
         while slots.get(&addr).is_some_and(|slot| slot.evicting) {
-            slots = lane.gone.wait(slots).unwrap_or_else(PoisonError::into_inner);
+            lane.gone.wait(&mut slots);
         }
         !slots.contains_key(&addr)
     }
 
     /// Number of entries.
     pub(crate) fn len(&self) -> usize {
-        self.lanes.iter().map(|lane| plain(&lane.slots).len()).sum()
+        self.lanes.iter().map(|lane| lane.slots.lock().len()).sum()
     }
 
     /// All entries that are in use.
     pub(crate) fn all(self: &Arc<Self>) -> Vec<InodeRef> {
         let mut all = Vec::new();
         for lane in &self.lanes {
-            for slot in plain(&lane.slots).values_mut().filter(|slot| !slot.evicting) {
+            for slot in lane.slots.lock().values_mut().filter(|slot| !slot.evicting) {
                 all.push(self.using(slot));
             }
         }

@@ -13,7 +13,7 @@ use gfs2_format::ondisk::{BlockState, RgFlags, Rgrp};
 use gfs2_format::{BlockAddr, BlockRead, Extent};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Free blocks of a group nobody has looked at.
 const UNKNOWN: u32 = u32::MAX;
@@ -78,8 +78,7 @@ impl Group {
     }
 
     pub(super) fn core(&self) -> MutexGuard<'_, Core> {
-        // Only plain numbers change under this mutex, and the glock machine reloads them when in doubt.
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.lock()
     }
 
     /// Allocatable blocks when last seen; `None` when nobody has looked since the glock came.
@@ -172,19 +171,24 @@ impl Group {
 
     /// Takes the local lock; without waiting unless `wait`.
     pub(super) fn lock_local(&self, wait: bool) -> bool {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = self.busy.lock();
         while *busy {
             if !wait {
                 return false;
             }
-            busy = self.idle.wait(busy).unwrap_or_else(PoisonError::into_inner);
+            self.idle.wait(&mut busy);
         }
         *busy = true;
         true
     }
 
+    /// Has somebody the local lock?
+    pub(super) fn is_busy(&self) -> bool {
+        *self.busy.lock()
+    }
+
     pub(super) fn unlock_local(&self) {
-        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        *self.busy.lock() = false;
         self.idle.notify_one();
     }
 

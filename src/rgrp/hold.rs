@@ -54,6 +54,11 @@ impl Hold {
         &self.group
     }
 
+    /// The group's glock.
+    pub(super) fn lock(&self) -> &GlockGuard {
+        &self.lock
+    }
+
     /// Blocks that may be allocated now.
     pub(crate) fn available(&self) -> u32 {
         let core = self.group.core();
