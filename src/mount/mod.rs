@@ -5,4 +5,7 @@ pub mod cli;
 pub mod guard;
 pub mod logging;
 pub mod options;
+pub mod remount;
+pub mod signals;
+pub mod timers;
 pub mod unmount;

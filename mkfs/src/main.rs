@@ -1,0 +1,3 @@
+//! mkfs.gfs2.
+
+fn main() {}

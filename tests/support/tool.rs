@@ -1,0 +1,114 @@
+//! This test program as a tool that runs by itself, on the host or in a guest.
+//!
+//! A test program copied to a guest and run with `GFS2_LAB_TOOL` set does one job there and reports to a
+//! file: so that what looks at our mount and what looks at the kernel's is the same code, and nothing has
+//! to be built beside the tests.  Its libraries travel with it; the guest's may be older than the host's.
+
+use super::manifest::Manifest;
+use super::vm::Vm;
+use super::walk;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const VARIABLE: &str = "GFS2_LAB_TOOL";
+/// The folder of the tool on a guest's share.
+const FOLDER: &str = "tool";
+
+/// Does one job: its name and its arguments, separated by newlines.
+fn work(job: &str) {
+    let words: Vec<&str> = job.split('\n').collect();
+    match words[..] {
+        ["walk", root, report] => {
+            let manifest = walk::walk(Path::new(root)).unwrap_or_else(|e| panic!("walk {root}: {e}"));
+            std::fs::write(report, manifest.to_string()).unwrap_or_else(|e| panic!("{report}: {e}"));
+        }
+        _ => panic!("no such job: {words:?}"),
+    }
+}
+
+/// The name libtest gives the entry below in this program.
+fn entry() -> String {
+    let module = module_path!().split_once("::").map_or("", |(_, rest)| rest);
+    format!("{module}::the_tool_reports_what_the_walk_sees")
+}
+
+/// The entry: with the variable set, the job; without, a test that a job comes through.
+#[test]
+fn the_tool_reports_what_the_walk_sees() {
+    if let Ok(job) = std::env::var(VARIABLE) {
+        return work(&job);
+    }
+    let dir = super::scratch("tool");
+    let tree = dir.path().join("tree");
+    std::fs::create_dir(&tree).expect("a folder");
+    std::fs::write(tree.join("a b"), "text").expect("a file");
+    std::os::unix::fs::symlink("a b", tree.join("link")).expect("a link");
+    let report = dir.path().join("report");
+    let program = std::env::current_exe().expect("this program");
+    let job = format!("walk\n{}\n{}", tree.display(), report.display());
+    let out = Command::new(program)
+        .args(["--exact", &entry()])
+        .env(VARIABLE, job)
+        .output()
+        .expect("this program");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    let seen = Manifest::read(&report);
+    // other tests use the same disk
+    let moving = ["atime", "bfree", "bavail", "ffree", "files"];
+    let here = walk::walk(&tree).expect("the tree").without(&moving);
+    seen.without(&moving)
+        .assert_same("in a process of its own", &here, "here");
+    assert_eq!(seen.entries.len(), 4);
+    assert_eq!(seen.at("./link")["target"], "a\\x20b");
+    assert_eq!(seen.at("./a\\x20b")["size"], "4");
+}
+
+/// Puts the tool on the guest's share; returns the words that run it there.
+fn install(vm: &Vm) -> String {
+    let dir = vm.share().join(FOLDER);
+    let program = std::env::current_exe().expect("this program");
+    if !dir.exists() {
+        std::fs::create_dir(&dir).expect("a folder on the share");
+        for file in libraries(&program).iter().chain([&program]) {
+            let name = file.file_name().expect("a file name");
+            std::fs::copy(file, dir.join(name)).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        }
+        vm.check(&format!("cp -r /host/{FOLDER} /{FOLDER}"));
+    }
+    let name = program
+        .file_name()
+        .expect("a file name")
+        .to_string_lossy()
+        .into_owned();
+    format!(
+        "/{FOLDER}/ld-linux-x86-64.so.2 --library-path /{FOLDER} /{FOLDER}/{name} --exact {}",
+        entry()
+    )
+}
+
+/// The libraries a program maps, the loader included.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let out = super::host::Host::new("ldd").arg(program).check();
+    let paths = out.split_whitespace().filter(|w| w.starts_with('/'));
+    paths.map(PathBuf::from).collect()
+}
+
+/// Does a job in the guest.
+#[track_caller]
+pub fn in_guest(vm: &Vm, job: &[&str], limit: Duration) {
+    let run = install(vm);
+    let job = job.join("\n");
+    assert!(!job.contains('\''), "a quote in {job}");
+    vm.check_for(&format!("export {VARIABLE}='{job}'\n{run}"), limit);
+}
+
+/// The manifest of a folder in the guest.
+#[track_caller]
+pub fn walk_in_guest(vm: &Vm, root: &str) -> Manifest {
+    let report = vm.share().join("manifest");
+    in_guest(vm, &["walk", root, "/host/manifest"], Duration::from_secs(600));
+    let manifest = Manifest::read(&report);
+    std::fs::remove_file(&report).expect("the report");
+    manifest
+}
