@@ -1,0 +1,144 @@
+//! Every device write of the journal: through the withdraw latch, and an error closes it.
+//!
+//! Invariant: after a withdraw nothing here reaches the device.
+
+use crate::error::FsResult;
+use crate::health::{Cause, Health};
+use gfs2_format::device::{BlockDevice, WriteRequest};
+use gfs2_format::{Block, BlockAddr, Geometry, Jid};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes that are gathered and written as one batch, at most (a single block may be larger).
+const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of one write, at most.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// The journal's way to the device.
+#[derive(Debug)]
+pub(super) struct Writer {
+    device: Arc<dyn BlockDevice>,
+    geometry: Geometry,
+    health: Arc<Health>,
+    jid: Jid,
+    barriers: bool,
+    /// Device flushes begun.
+    begun: AtomicU64,
+    /// The newest one begun of those that have ended.
+    done: AtomicU64,
+}
+
+/// A mark in the sequence of device flushes; see [`Writer::mark`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FlushMark(u64);
+
+impl Writer {
+    pub(super) fn new(
+        device: Arc<dyn BlockDevice>,
+        geometry: Geometry,
+        health: Arc<Health>,
+        jid: Jid,
+        barriers: bool,
+    ) -> Self {
+        Self {
+            device,
+            geometry,
+            health,
+            jid,
+            barriers,
+            begun: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn device(&self) -> &dyn BlockDevice {
+        &*self.device
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Now; [`Writer::covers`] tells whether a device flush was begun after it and has ended.
+    pub(super) fn mark(&self) -> FlushMark {
+        FlushMark(self.begun.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn covers(&self, mark: FlushMark) -> bool {
+        self.done.load(Ordering::SeqCst) > mark.0
+    }
+
+    /// Makes what was written durable, on mounts with barriers.
+    pub(super) fn flush(&self) -> FsResult<()> {
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.barriers {
+            let gate = self.health.write_gate()?;
+            let result = self.device.flush();
+            drop(gate);
+            if let Err(error) = result {
+                return Err(self.health.withdraw("journal::flush", &Cause::Io(None, error)));
+            }
+        }
+        self.done.fetch_max(number, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Writes blocks to the log; `None` for an address is a hole in the journal's map, which its owner has excluded.
+    pub(super) fn write_log(&self, blocks: &[(BlockAddr, &Block)]) -> FsResult<()> {
+        self.write(blocks).map_err(|failed| match failed {
+            Failed::Refused(error) => error,
+            Failed::Device(_, error) => self
+                .health
+                .withdraw("journal::write_log", &Cause::Log(self.jid, error)),
+        })
+    }
+
+    /// Writes blocks in place.
+    pub(super) fn write_in_place(&self, blocks: &[(BlockAddr, &Block)]) -> FsResult<()> {
+        self.write(blocks).map_err(|failed| match failed {
+            Failed::Refused(error) => error,
+            Failed::Device(addr, error) => self
+                .health
+                .withdraw("journal::write_in_place", &Cause::Io(Some(addr), error)),
+        })
+    }
+
+    /// Writes blocks, runs of neighbours in one piece.
+    fn write(&self, blocks: &[(BlockAddr, &Block)]) -> Result<(), Failed> {
+        let len = self.geometry.block_len();
+        let per_batch = (BATCH_BYTES / len).max(1);
+        let per_piece = (PIECE_BYTES / len).max(1);
+        for batch in blocks.chunks(per_batch) {
+            let runs = batch
+                .chunk_by(|a, b| a.0.checked_add(1) == Some(b.0))
+                .flat_map(|run| run.chunks(per_piece));
+            let pieces: Vec<(BlockAddr, Vec<u8>)> = runs
+                .map(|run| {
+                    let mut bytes = Vec::with_capacity(run.len() * len);
+                    run.iter().for_each(|(_, block)| bytes.extend_from_slice(block));
+                    (run[0].0, bytes)
+                })
+                .collect();
+            let requests: Vec<WriteRequest<'_>> = pieces
+                .iter()
+                .map(|(addr, bytes)| WriteRequest {
+                    offset: self.geometry.byte_offset(*addr),
+                    buf: bytes,
+                })
+                .collect();
+            let gate = self.health.write_gate().map_err(Failed::Refused)?;
+            let result = self.device.write_batch(&requests);
+            drop(gate);
+            let first = batch.first().map(|(addr, _)| *addr).unwrap_or_default();
+            result.map_err(|error| Failed::Device(first, error))?;
+        }
+        Ok(())
+    }
+}
+
+enum Failed {
+    /// Withdrawn before.
+    Refused(crate::error::FsError),
+    /// The device failed in a batch that begins here.
+    Device(BlockAddr, gfs2_format::Error),
+}

@@ -1,0 +1,21 @@
+#![doc = include_str!("README.md")]
+
+mod ail;
+mod daemon;
+mod device;
+mod flush;
+mod in_place;
+mod journal;
+mod running;
+mod space;
+mod start;
+mod state;
+mod types;
+
+pub use daemon::LogDaemon;
+pub use journal::{Journal, Ticket};
+pub(crate) use types::{Change, WorkSet, stamp};
+pub use types::{CommitSeq, FlushReason, JournalConfig, JournalStats, Reservation, StatfsDelta, StopReason};
+
+#[cfg(test)]
+mod tests;

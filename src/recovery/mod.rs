@@ -1,0 +1,1 @@
+//! Journal recovery at mount.
