@@ -6,7 +6,6 @@
 
 pub mod cache;
 pub mod completions;
-pub(crate) mod dir;
 pub mod error;
 pub mod glock;
 pub mod health;

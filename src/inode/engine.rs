@@ -64,12 +64,12 @@ impl Engine {
     }
 
     /// The glock of an inode.
-    pub(crate) fn inode_glock(&self, addr: BlockAddr) -> Arc<Glock> {
+    pub(crate) fn inode_glock(&self, addr: BlockAddr) -> FsResult<Arc<Glock>> {
         self.glocks.get(GlockName::inode(addr.get()), &self.inode_ops)
     }
 
     /// The iopen glock of an inode.
-    pub(crate) fn iopen_glock(&self, addr: BlockAddr) -> Arc<Glock> {
+    pub(crate) fn iopen_glock(&self, addr: BlockAddr) -> FsResult<Arc<Glock>> {
         let name = GlockName::new(LockType::Iopen, addr.get());
         self.glocks.get(name, &self.iopen_ops)
     }
@@ -81,9 +81,9 @@ impl Engine {
     pub(crate) fn inode(&self, num: InodeNum, kind: FileType) -> FsResult<InodeRef> {
         self.inodes.get_or_make(num, || {
             let iopen = self
-                .iopen_glock(num.addr)
+                .iopen_glock(num.addr)?
                 .acquire(State::Sh, HolderFlags::EXACT | HolderFlags::NOPID)?;
-            Ok(NewInode { kind, glock: self.inode_glock(num.addr), iopen })
+            Ok(NewInode { kind, glock: self.inode_glock(num.addr)?, iopen })
         })
     }
 
@@ -151,11 +151,6 @@ impl<'e> Locked<'e> {
         &self.guard
     }
 
-    /// The lock, for its value block.
-    pub(crate) fn into_guard(self) -> GlockGuard {
-        self.guard
-    }
-
     /// The bytes of the dinode's block.
     pub(crate) fn block(&self) -> &Block {
         &self.block
@@ -173,13 +168,26 @@ impl<'e> Locked<'e> {
         Ok(())
     }
 
+    /// Makes work on this inode visible, and looks at the dinode again.
+    pub(crate) fn commit(&mut self, work: Work, times_only: bool) -> FsResult<()> {
+        let seq = work.commit()?;
+        self.committed(seq, times_only);
+        self.refresh()
+    }
+
+    /// A transaction with something of this inode has been committed.
+    pub(crate) fn committed(&self, seq: CommitSeq, times_only: bool) {
+        self.inode.committed(seq, times_only);
+        self.guard.glock().mark_dirty();
+    }
+
     /// For the format crate's algorithms.
     pub(crate) fn reader(&self) -> Reader<'_> {
         Reader::new(&self.engine.cache, &self.guard)
     }
 
     /// Finishes a truncate that somebody left in the middle.
-    fn resume(&mut self) -> FsResult<()> {
+    pub(crate) fn resume(&mut self) -> FsResult<()> {
         if self.dinode().flags().contains(DinodeFlags::TRUNC_IN_PROG) && self.engine.check_writable().is_ok() {
             super::truncate::resume(self)?;
         }

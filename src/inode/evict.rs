@@ -8,13 +8,20 @@ use super::engine::{Engine, Locked};
 use super::sweep::sweep;
 use super::table::{Inode, NewInode};
 use crate::error::{Errno, FsError, FsResult};
-use crate::glock::{HolderFlags, State};
+use crate::glock::{GlockGuard, HolderFlags, State};
 use crate::txn::Reservation;
 use gfs2_format::dir::LeafCursor;
 use gfs2_format::ea::EaCursor;
-use gfs2_format::ondisk::{BlockState, Dinode, DinodeFlags};
+use gfs2_format::ondisk::{BlockState, Dinode, DinodeFlags, DinodeLvb, MAGIC};
 use gfs2_format::tree::FreeCursor;
 use gfs2_format::{BlockAddr, FileBlock};
+use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
+
+/// How long a deleting node waits for the others to let go of an inode.
+const UPGRADE_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks whether one of them has knocked.
+const UPGRADE_LOOK: Duration = Duration::from_millis(50);
 
 /// How an eviction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,14 +56,29 @@ pub(crate) fn evict(engine: &Engine, inode: &Inode) -> FsResult<Evicted> {
     }
     // Ours goes, so that the others' show: EX is granted only if the inode is cached nowhere else.
     drop(inode.take_iopen());
-    let Some(iopen) = engine.upgrade_iopen(addr)? else {
+    let Some(iopen) = upgrade_iopen(engine, inode)? else {
         return Ok(Evicted::Left);
     };
     deallocate(&mut locked)?;
-    inode.mark_deleted();
     drop(locked);
     drop(iopen);
     Ok(Evicted::Deallocated)
+}
+
+/// The iopen lock EX: granted once no node has the inode cached. Gives up after a while, or when another node knocks at
+/// the inode's lock: it has the inode open and deletes it later.
+fn upgrade_iopen(engine: &Engine, inode: &Inode) -> FsResult<Option<GlockGuard>> {
+    let flags = HolderFlags::NOCACHE | HolderFlags::NOPID;
+    let mut pending = engine.iopen_glock(inode.addr())?.acquire_async(State::Ex, flags)?;
+    let deadline = Instant::now() + UPGRADE_WAIT;
+    loop {
+        let now = Instant::now();
+        match pending.wait_until(Some(deadline.min(now + UPGRADE_LOOK)), None) {
+            Some(result) => return result.map(Some),
+            None if now >= deadline || inode.glock().is_demote_wanted() => return Ok(None),
+            None => {}
+        }
+    }
 }
 
 /// Frees all blocks of an inode, its dinode last.
@@ -65,19 +87,19 @@ fn deallocate(locked: &mut Locked<'_>) -> FsResult<()> {
     let addr = locked.addr();
     if locked.dinode().is_dir() && locked.dinode().flags().contains(DinodeFlags::EXHASH) {
         let mut leaves = LeafCursor::new();
-        sweep(locked, &mut leaves)?;
+        // A leaf may stand in half of the hash table.
+        let table = locked.dinode().size.get() / engine.geometry().jbsize();
+        sweep(locked, &mut leaves, u32::try_from(table).unwrap_or(u32::MAX).saturating_add(4))?;
         if locked.dinode().is_dir() {
             let mut work = engine.begin(Reservation::blocks(1), None)?;
             leaves.finish(&mut work.edit(locked.guard()), addr)?;
-            let seq = work.commit()?;
-            locked.inode.committed(seq, false);
-            locked.refresh()?;
+            locked.commit(work, false)?;
         }
     }
     if locked.dinode().eattr.get() != 0 {
-        sweep(locked, &mut EaCursor::dealloc())?;
+        sweep(locked, &mut EaCursor::dealloc(), 0)?;
     }
-    sweep(locked, &mut FreeCursor::new(FileBlock::new(0), None))?;
+    sweep(locked, &mut FreeCursor::new(FileBlock::new(0), None), 0)?;
     free_dinode(locked)
 }
 
@@ -96,7 +118,17 @@ fn free_dinode(locked: &mut Locked<'_>) -> FsResult<()> {
     hold.free_dinode(txn, addr)?;
     txn.revoke(addr)?;
     let seq = work.commit()?;
-    locked.inode.committed(seq, false);
+    locked.committed(seq, false);
+    // Whoever looks for this generation of the inode need not read the block.
+    let lvb = DinodeLvb {
+        magic: MAGIC.into(),
+        pad: 0.into(),
+        generation_deleted: locked.inode.num().formal.get().into(),
+        rest: [0; 16],
+    };
+    if let Ok(bytes) = lvb.as_bytes().try_into() {
+        locked.inode.glock().set_lvb(bytes);
+    }
     Ok(())
 }
 
@@ -118,14 +150,12 @@ pub(crate) fn reclaim_orphans(engine: &Engine) -> FsResult<u64> {
 
 /// Makes an entry for an unlinked inode nobody here knows, and lets go of it: it is queued for eviction.
 fn adopt(engine: &Engine, addr: BlockAddr) -> FsResult<bool> {
-    let iopen = engine.iopen_glock(addr);
-    let iopen = match iopen.acquire(State::Sh, HolderFlags::EXACT | HolderFlags::NOPID | HolderFlags::TRY) {
-        Ok(iopen) => iopen,
+    let iopen = engine.iopen_glock(addr)?;
+    let Some(iopen) = iopen.try_acquire(State::Sh, HolderFlags::EXACT | HolderFlags::NOPID)? else {
         // Another node is deleting it.
-        Err(FsError::Posix(Errno::EAGAIN)) => return Ok(false),
-        Err(error) => return Err(error),
+        return Ok(false);
     };
-    let glock = engine.inode_glock(addr);
+    let glock = engine.inode_glock(addr)?;
     let num = {
         let guard = glock.acquire(State::Ex, HolderFlags::SKIP)?;
         // Its block is not looked at before the bitmap says that it is a dinode.

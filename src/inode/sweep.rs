@@ -51,18 +51,17 @@ macro_rules! sweep {
 
 sweep!(FreeCursor, LeafCursor, EaCursor);
 
-/// Frees all the cursor finds. The inode is held EX; its dinode is read again at the end.
-pub(crate) fn sweep(locked: &mut Locked<'_>, cursor: &mut dyn Sweep) -> FsResult<()> {
+/// Frees all the cursor finds. The inode is held EX. `least_edits`: metadata blocks that one step must be able to edit.
+pub(crate) fn sweep(locked: &mut Locked<'_>, cursor: &mut dyn Sweep, least_edits: u32) -> FsResult<()> {
     let engine = locked.engine;
     let addr = locked.addr();
     let max = engine.journal()?.max_blocks();
-    let mut changed = false;
     while let Some(block) = cursor.seek(&locked.reader(), addr)? {
         let hold = engine.rgrps.hold_of(block)?;
         let length = hold.length();
         let budget = StepBudget {
             frees: FREES_MAX.min(u32::try_from(max).unwrap_or(u32::MAX)),
-            edits: EDITS_MAX.min(u32::try_from(max.saturating_sub(length) / 2).unwrap_or(u32::MAX)).max(2),
+            edits: EDITS_MAX.min(u32::try_from(max.saturating_sub(length) / 2).unwrap_or(u32::MAX)).max(2).max(least_edits),
         };
         let bitmaps = length.min(u64::from(budget.frees) + 1);
         let reservation =
@@ -75,15 +74,10 @@ pub(crate) fn sweep(locked: &mut Locked<'_>, cursor: &mut dyn Sweep) -> FsResult
                 "inode {addr}: block {block} was to be freed and was not"
             )));
         }
-        let seq = work.commit()?;
-        locked.inode.committed(seq, false);
-        changed = true;
+        locked.commit(work, false)?;
         if outcome.done {
             break;
         }
-    }
-    if changed {
-        locked.refresh()?;
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 const SHARDS: usize = 64;
 
@@ -89,8 +90,8 @@ impl Inode {
         *self.commits.lock()
     }
 
-    /// Everything committed so far is durable.
-    pub(crate) fn all_durable(&self) {
+    /// Nothing was changed before this entry was made, or it is durable by now.
+    pub(crate) fn all_seen(&self) {
         self.commits.lock().complete = true;
     }
 
@@ -123,6 +124,10 @@ pub(crate) struct InodeTable {
     lanes: Vec<Lane>,
     evictions: Mutex<VecDeque<Arc<Inode>>>,
     waiting: AtomicUsize,
+    /// Evictions queued and under way.
+    evicting: Mutex<usize>,
+    /// Told when one of them has ended.
+    ended: Condvar,
 }
 
 /// One use of an inode; what is needed to make an entry for it.
@@ -165,6 +170,8 @@ impl InodeTable {
             lanes: std::iter::repeat_with(Lane::default).take(SHARDS).collect(),
             evictions: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            evicting: Mutex::new(0),
+            ended: Condvar::new(),
         })
     }
 
@@ -282,6 +289,7 @@ impl InodeTable {
             slot.evicting = true;
             let inode = Arc::clone(&slot.inode);
             drop(slots);
+            *self.evicting.lock() += 1;
             let mut evictions = self.evictions.lock();
             evictions.push_back(inode);
             self.waiting.store(evictions.len(), Ordering::Release);
@@ -311,6 +319,18 @@ impl InodeTable {
         let removed = lane.slots.lock().remove(&inode.addr());
         drop(removed);
         lane.gone.notify_all();
+        let mut evicting = self.evicting.lock();
+        *evicting = evicting.saturating_sub(1);
+        self.ended.notify_all();
+    }
+
+    /// Waits until the evictions under way have ended, but no longer than `limit`. False: there were none.
+    pub(crate) fn wait_evictions(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut evicting = self.evicting.lock();
+        let any = *evicting > 0;
+        while *evicting > 0 && !self.ended.wait_until(&mut evicting, deadline).timed_out() {}
+        any
     }
 
     /// Waits until an eviction of this address, if there is one, has ended. Gives false when the address is known

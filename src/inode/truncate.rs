@@ -63,9 +63,7 @@ fn extend(locked: &mut Locked<'_>, size: u64, now: Timestamp, change: &dyn Fn(&m
     dinode.size = size.into();
     stamp(dinode, now);
     change(dinode);
-    let seq = work.commit()?;
-    locked.inode.committed(seq, false);
-    locked.refresh()
+    locked.commit(work, false)
 }
 
 fn shrink(locked: &mut Locked<'_>, size: u64, now: Timestamp, change: &dyn Fn(&mut Dinode)) -> FsResult<()> {
@@ -78,11 +76,9 @@ fn shrink(locked: &mut Locked<'_>, size: u64, now: Timestamp, change: &dyn Fn(&m
     let dinode = dinode_of(&mut edit, addr)?;
     stamp(dinode, now);
     change(dinode);
-    let seq = work.commit()?;
-    locked.inode.committed(seq, false);
-    locked.refresh()?;
+    locked.commit(work, false)?;
     if let Some(mut cursor) = cursor {
-        sweep(locked, &mut cursor)?;
+        sweep(locked, &mut cursor, 0)?;
         finish(locked)?;
     }
     Ok(())
@@ -91,15 +87,13 @@ fn shrink(locked: &mut Locked<'_>, size: u64, now: Timestamp, change: &dyn Fn(&m
 fn finish(locked: &mut Locked<'_>) -> FsResult<()> {
     let mut work = locked.engine.begin(Reservation::blocks(1), None)?;
     tree::truncate_finish(&mut work.edit(locked.guard()), locked.addr())?;
-    let seq = work.commit()?;
-    locked.inode.committed(seq, false);
-    locked.refresh()
+    locked.commit(work, false)
 }
 
 /// Goes on with a truncate found in the middle.
 pub(super) fn resume(locked: &mut Locked<'_>) -> FsResult<()> {
     tracing::info!(inode = locked.addr().get(), "resuming an interrupted truncate");
     let mut cursor = tree::truncate_resume(&locked.reader(), locked.addr())?;
-    sweep(locked, &mut cursor)?;
+    sweep(locked, &mut cursor, 0)?;
     finish(locked)
 }

@@ -45,13 +45,8 @@ pub(crate) fn goal(locked: &Locked<'_>) -> BlockAddr {
     }
 }
 
-/// Clears what a write by an unprivileged caller clears.
-pub(crate) fn kill_suidgid(dinode: &mut Dinode) {
-    let mode = dinode.mode.get();
-    dinode.mode = killed(mode).into();
-}
-
-fn killed(mode: u32) -> u32 {
+/// A mode without the set-id bits that such a write clears.
+pub(crate) fn killed(mode: u32) -> u32 {
     // Set-group-id without group execution means mandatory locking and stays.
     let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
     mode & !(libc::S_ISUID | group)
@@ -114,14 +109,12 @@ fn stamp(dinode: &mut Dinode, end: u64, options: WriteOptions) {
     dinode.set_mtime(options.now);
     dinode.set_ctime(options.now);
     if options.kill_suidgid {
-        kill_suidgid(dinode);
+        dinode.mode = killed(dinode.mode.get()).into();
     }
 }
 
 fn commit(locked: &mut Locked<'_>, work: Work, times_only: bool) -> FsResult<()> {
-    let seq = work.commit()?;
-    locked.inode.committed(seq, times_only);
-    locked.refresh()
+    locked.commit(work, times_only)
 }
 
 fn stuffed(locked: &mut Locked<'_>, at: u64, data: &[u8], options: WriteOptions) -> FsResult<usize> {

@@ -1,275 +1,197 @@
-//! The filesystem as its transport sees it.
+//! The filesystem as its transport sees it: start, end, and the frame around every verb.
 
 use super::config::FsConfig;
-use super::types::{Attr, Caller, DirEntry, Entry, RenameMode, SeekWhat, SetAttr, StatFs, XattrMode};
-use crate::error::{Errno, FsResult};
-use bitflags::bitflags;
+use super::handle::Handles;
+use super::types::StatFs;
+use crate::error::{Errno, FsError, FsResult};
+use crate::glock::{GlockName, GlockOps, Presence};
+use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, reclaim_orphans, run_evictions};
+use crate::journal::{FlushReason, StopReason};
+use crate::rgrp::{IndexState, Rgrps};
+use crate::statfs::{Figures, Totals};
+use gfs2_format::ondisk::{Dinode, FileType};
 use gfs2_format::{BlockAddr, InodeNum};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// An open file or directory; unique for the life of an [`Fs`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Handle(pub u64);
-
-bitflags! {
-    /// How a file is opened.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct OpenFlags: u32 {
-        /// Reads are wanted.
-        const READ = 1;
-        /// Writes are wanted.
-        const WRITE = 2;
-        /// `O_APPEND`.
-        const APPEND = 4;
-        /// `O_TRUNC`: size becomes 0 at open.
-        const TRUNCATE = 8;
-        /// `O_SYNC`: every write is durable, with its metadata, before it returns.
-        const SYNC = 16;
-        /// `O_DSYNC`: as `SYNC`, without pure timestamps.
-        const DSYNC = 32;
-    }
-}
+/// How long a verb that found no space waits for evictions under way.
+const EVICTION_WAIT: Duration = Duration::from_secs(10);
 
 /// A mounted filesystem.
 #[derive(Debug)]
 pub struct Fs {
-    config: FsConfig,
+    pub(super) engine: Engine,
+    pub(super) handles: Handles,
+    totals: Totals,
+    root: InodeNum,
+    /// Keeps the root known.
+    root_ref: Mutex<Option<InodeRef>>,
 }
 
-#[allow(clippy::unused_self, clippy::missing_errors_doc, unused_variables)]
 impl Fs {
     /// Takes over a recovered volume: its journal is live (unless read-only), its glock table runs.
+    ///
+    /// # Errors
+    /// Corruption of root or statfs file; I/O and lock errors.
     pub fn new(config: FsConfig) -> FsResult<Self> {
-        Ok(Self { config })
+        let FsConfig { volume, cache, journal, glocks, options } = config;
+        let index = Arc::new(IndexState::default());
+        let rindex = volume.system.rindex;
+        let inode_ops: Arc<dyn GlockOps> =
+            Arc::new(InodeOps::new(Arc::clone(&cache), journal.clone(), (rindex, Arc::clone(&index))));
+        let rindex_glock = glocks.get(GlockName::inode(rindex.get()), &inode_ops)?;
+        let rgrps = Rgrps::new(
+            Arc::clone(&cache),
+            journal.clone(),
+            Arc::clone(&glocks),
+            (rindex, rindex_glock),
+            index,
+        );
+        let engine = Engine {
+            device: Arc::clone(cache.device()),
+            cache,
+            journal,
+            glocks,
+            inode_ops,
+            iopen_ops: Arc::new(Presence),
+            rgrps,
+            inodes: InodeTable::new(),
+            options,
+            fs_format: volume.superblock.fs_format.get(),
+        };
+        let totals = Totals::load(&engine, volume.system.statfs)?;
+        let root = read_number(&engine, volume.system.root)?;
+        let root_ref = engine.inode(root, FileType::Dir)?;
+        drop(engine.shared_any(&root_ref)?);
+        Ok(Self { engine, handles: Handles::default(), totals, root, root_ref: Mutex::new(Some(root_ref)) })
     }
 
-    /// The root directory.
+    /// The root directory. It is known without having been looked up.
     #[must_use]
     pub fn root(&self) -> InodeNum {
-        InodeNum {
-            formal: gfs2_format::FormalIno::new(0),
-            addr: BlockAddr::new(0),
+        self.root
+    }
+
+    /// Runs a verb: refused after a withdraw; what it leaves to be evicted is evicted when its locks are gone; an error
+    /// that says that disk or state are wrong makes the node withdraw.
+    pub(super) fn run<T>(&self, verb: &'static str, call: impl FnOnce(&Engine) -> FsResult<T>) -> FsResult<T> {
+        self.engine.health().check()?;
+        let result = call(&self.engine);
+        self.settle();
+        result.map_err(|error| self.engine.health().observe(verb, error))
+    }
+
+    /// Runs a verb that changes something. One that finds no space is tried again when evictions were under way.
+    pub(super) fn change<T>(&self, verb: &'static str, call: impl Fn(&Engine) -> FsResult<T>) -> FsResult<T> {
+        self.run(verb, |engine| {
+            engine.check_writable()?;
+            let result = call(engine);
+            if !matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) {
+                return result;
+            }
+            let evicted = run_evictions(engine).unwrap_or(0);
+            let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
+            if evicted > 0 || waited { call(engine) } else { result }
+        })
+    }
+
+    /// What is due after a verb, with no lock held.
+    pub(super) fn settle(&self) {
+        if let Err(error) = run_evictions(&self.engine) {
+            self.engine.health().observe("evict", error);
+        }
+        if self.totals.is_due(&self.engine)
+            && let Err(error) = self.totals.sync(&self.engine)
+        {
+            self.engine.health().observe("statfs sync", error);
         }
     }
 
-    /// Finds a name. `.` and `..` are answered as well. Counts one knowledge of the inode found; `ENOENT`: no such name.
-    pub fn lookup(&self, caller: &Caller, parent: BlockAddr, name: &[u8]) -> FsResult<Entry> {
-        Err(Errno::ENOSYS.into())
-    }
-
     /// Gives back `count` knowledges of an inode. The last one of an unlinked, closed inode deallocates it.
-    pub fn forget(&self, ino: BlockAddr, count: u64) {}
-
-    /// Attributes.
-    pub fn getattr(&self, ino: BlockAddr) -> FsResult<Attr> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Changes attributes and gives the new ones.
-    pub fn setattr(&self, caller: &Caller, ino: BlockAddr, set: &SetAttr) -> FsResult<Attr> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Target of a symlink.
-    pub fn readlink(&self, ino: BlockAddr) -> FsResult<Vec<u8>> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Makes a file of any type but directory and symlink. `mode` has type and permission bits; `umask` is applied
-    /// here, unless the parent has a default ACL.
-    pub fn mknod(
-        &self,
-        caller: &Caller,
-        parent: BlockAddr,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-        rdev: (u32, u32),
-    ) -> FsResult<Entry> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Makes a directory.
-    pub fn mkdir(
-        &self,
-        caller: &Caller,
-        parent: BlockAddr,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-    ) -> FsResult<Entry> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Makes a symlink.
-    pub fn symlink(&self, caller: &Caller, parent: BlockAddr, name: &[u8], target: &[u8]) -> FsResult<Entry> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Gives an inode another name. Counts one more knowledge of it.
-    pub fn link(&self, caller: &Caller, ino: BlockAddr, parent: BlockAddr, name: &[u8]) -> FsResult<Entry> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Removes a name that is no directory's.
-    pub fn unlink(&self, caller: &Caller, parent: BlockAddr, name: &[u8]) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Removes an empty directory.
-    pub fn rmdir(&self, caller: &Caller, parent: BlockAddr, name: &[u8]) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Renames.
-    pub fn rename(
-        &self,
-        caller: &Caller,
-        parent: BlockAddr,
-        name: &[u8],
-        new_parent: BlockAddr,
-        new_name: &[u8],
-        mode: RenameMode,
-    ) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Opens the regular file `name`, made if it does not exist (`EEXIST` if it does and `excl`). Counts one
-    /// knowledge, and the handle must be released. The flag says whether the file was made.
-    #[allow(clippy::too_many_arguments)]
-    pub fn create(
-        &self,
-        caller: &Caller,
-        parent: BlockAddr,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-        excl: bool,
-        flags: OpenFlags,
-    ) -> FsResult<(Entry, Handle, bool)> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Opens a file.
-    pub fn open(&self, ino: BlockAddr, flags: OpenFlags) -> FsResult<Handle> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Closes a handle of [`Fs::open`], [`Fs::create`] or [`Fs::opendir`]. The last one of an unlinked, forgotten
-    /// inode deallocates it.
-    pub fn release(&self, handle: Handle) {}
-
-    /// Fills `buf` from `offset`; fewer bytes only at the end of the file. Device I/O goes straight into `buf` where
-    /// its alignment allows.
-    pub fn read(&self, handle: Handle, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Writes; `append` puts the bytes at the true end of the file whatever `offset` says. `kill_suidgid`: set-id
-    /// bits are cleared in the same transaction. Fewer bytes than asked for only when space ran out after some.
-    pub fn write(
-        &self,
-        caller: &Caller,
-        handle: Handle,
-        offset: u64,
-        data: &[u8],
-        append: bool,
-        kill_suidgid: bool,
-    ) -> FsResult<usize> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Makes the file's data durable, and its metadata (`datasync`: without pure timestamps).
-    pub fn fsync(&self, handle: Handle, datasync: bool) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Finds data or a hole at or after `offset`; `ENXIO` beyond the end.
-    pub fn lseek(&self, handle: Handle, offset: u64, what: SeekWhat) -> FsResult<u64> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Opens a directory.
-    pub fn opendir(&self, ino: BlockAddr) -> FsResult<Handle> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Hands out entries after `cookie` (0: from the start) until `visit` answers `true` for "full, this one was not
-    /// taken".
-    pub fn readdir(
-        &self,
-        handle: Handle,
-        cookie: u64,
-        visit: &mut dyn FnMut(&DirEntry) -> bool,
-    ) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// As [`Fs::readdir`], with attributes. An entry that was taken together with its attributes counts one
-    /// knowledge; `None` (for `.`, `..` and what cannot be had) counts none.
-    pub fn readdir_plus(
-        &self,
-        handle: Handle,
-        cookie: u64,
-        visit: &mut dyn FnMut(&DirEntry, Option<&Attr>) -> bool,
-    ) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Makes the directory's names durable.
-    pub fn fsyncdir(&self, handle: Handle, datasync: bool) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
+    pub fn forget(&self, ino: BlockAddr, count: u64) {
+        self.engine.inodes.forget(ino, count);
+        self.settle();
     }
 
     /// Figures of the filesystem.
+    ///
+    /// # Errors
+    /// Corruption; I/O and lock errors.
     pub fn statfs(&self) -> FsResult<StatFs> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Value of an xattr (full name with its prefix); `ENODATA`: none. The caller compares sizes (`ERANGE`).
-    pub fn getxattr(&self, caller: &Caller, ino: BlockAddr, name: &[u8]) -> FsResult<Vec<u8>> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Names of all xattrs the caller may see, each ended by a NUL.
-    pub fn listxattr(&self, caller: &Caller, ino: BlockAddr) -> FsResult<Vec<u8>> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Sets an xattr.
-    pub fn setxattr(
-        &self,
-        caller: &Caller,
-        ino: BlockAddr,
-        name: &[u8],
-        value: &[u8],
-        mode: XattrMode,
-    ) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
-    }
-
-    /// Removes an xattr.
-    pub fn removexattr(&self, caller: &Caller, ino: BlockAddr, name: &[u8]) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
+        let figures = if self.engine.options.statfs_quantum.is_zero() {
+            let (total, free, dinodes) = self.run("statfs", |engine| engine.rgrps.totals())?;
+            Figures { total, free, dinodes }
+        } else {
+            self.totals.figures(&self.engine)
+        };
+        Ok(StatFs {
+            bsize: self.engine.geometry().bsize(),
+            blocks: figures.total,
+            free: figures.free,
+            files: figures.dinodes.saturating_add(figures.free),
+            files_free: figures.free,
+        })
     }
 
     /// Makes everything durable (`sync`, `syncfs`).
+    ///
+    /// # Errors
+    /// I/O errors.
     pub fn sync(&self) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
+        self.run("sync", |engine| {
+            let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
+                return Ok(());
+            };
+            let seq = journal.flush(FlushReason::SyncFs)?;
+            journal.fsync(seq)
+        })
     }
 
     /// Folds this node's statfs changes into the master; called every `statfs_quantum`.
+    ///
+    /// # Errors
+    /// EROFS; corruption; I/O and lock errors.
     pub fn sync_statfs(&self) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
+        self.run("statfs sync", |engine| self.totals.sync(engine))
     }
 
     /// Deallocates inodes that a dead node, or we before a crash, left unlinked. Gives their number. For mount, after
     /// recovery, on a thread of its own if it likes.
+    ///
+    /// # Errors
+    /// EROFS; corruption; I/O and lock errors.
     pub fn reclaim_orphans(&self) -> FsResult<u64> {
-        Err(Errno::ENOSYS.into())
+        self.run("reclaim orphans", reclaim_orphans)
     }
 
-    /// Ends it: evicts every inode, syncs statfs, leaves the journal clean. No method may be called afterwards.
+    /// Ends it: forgets and evicts every inode, syncs statfs, leaves the journal clean. Every verb after it fails.
+    /// After a withdraw nothing is written.
+    ///
+    /// # Errors
+    /// I/O errors; everything that can be done was done nevertheless.
     pub fn shutdown(&self) -> FsResult<()> {
-        Err(Errno::ENOSYS.into())
+        self.handles.clear();
+        self.root_ref.lock().take();
+        self.engine.inodes.forget_all();
+        let mut result = run_evictions(&self.engine).map(|_| ());
+        let journal = self.engine.journal.as_ref().filter(|_| !self.engine.options.read_only);
+        if let Some(journal) = journal.filter(|_| !self.engine.health().is_withdrawn()) {
+            result = result.and(self.totals.sync(&self.engine));
+            result = result.and(journal.stop(StopReason::Shutdown));
+        }
+        result.map_err(|error| self.engine.health().observe("shutdown", error))
     }
+}
+
+/// The formal number of an inode known by its address only: the superblock's copy is not kept by everybody.
+fn read_number(engine: &Engine, addr: BlockAddr) -> FsResult<InodeNum> {
+    use crate::glock::{HolderFlags, State};
+    let guard = engine.inode_glock(addr)?.acquire(State::Sh, HolderFlags::empty())?;
+    let block = engine.cache.read(&guard, addr)?;
+    let dinode = Dinode::decode(&block, addr, engine.geometry())?;
+    if !dinode.is_dir() {
+        return Err(FsError::Inconsistent(format!("inode {addr}: the root is no directory")));
+    }
+    Ok(dinode.inode_num())
 }

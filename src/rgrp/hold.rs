@@ -297,7 +297,10 @@ impl Hold {
                 unlinked: unlinked.into(),
                 pad: 0.into(),
             };
-            self.lock.set_lvb(lvb.as_bytes());
+            if let Ok(bytes) = lvb.as_bytes().try_into() {
+                self.lock.glock().set_lvb(bytes);
+            }
+            self.lock.glock().mark_dirty();
         }
     }
 }

@@ -127,7 +127,7 @@ impl Rgrps {
                         entry.group.layout().addr()
                     )));
                 }
-                None => new.push(Arc::new(self.entry(layout))),
+                None => new.push(Arc::new(self.entry(layout)?)),
             }
         }
         if new.is_empty() {
@@ -154,7 +154,7 @@ impl Rgrps {
         Ok(bitmap::decode_rindex(&content, addr, geometry)?)
     }
 
-    fn entry(&self, layout: RgrpLayout) -> Entry {
+    fn entry(&self, layout: RgrpLayout) -> FsResult<Entry> {
         let name = GlockName::rgrp(layout.addr().get());
         let group = Arc::new(Group::new(layout));
         let ops: Arc<dyn GlockOps> = Arc::new(super::ops::RgrpOps::new(
@@ -162,7 +162,7 @@ impl Rgrps {
             Arc::clone(&self.cache),
             self.journal.clone(),
         ));
-        Entry { glock: self.glocks.get(name, &ops), group }
+        Ok(Entry { glock: self.glocks.get(name, &ops)?, group })
     }
 
     fn find(entries: &[Arc<Entry>], block: BlockAddr) -> Option<usize> {

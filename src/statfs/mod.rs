@@ -39,7 +39,7 @@ impl Totals {
     /// # Errors
     /// Corruption; I/O and lock errors.
     pub(crate) fn load(engine: &Engine, addr: BlockAddr) -> FsResult<Self> {
-        let glock = engine.inode_glock(addr);
+        let glock = engine.inode_glock(addr)?;
         let master = {
             let guard = glock.acquire(State::Sh, HolderFlags::NOCACHE)?;
             let mut bytes = [0; size_of::<StatfsChange>()];

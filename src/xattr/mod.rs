@@ -92,7 +92,9 @@ pub(crate) fn list(locked: &Locked<'_>, privileged: bool) -> FsResult<Vec<u8>> {
 fn begin(locked: &Locked<'_>, name_len: usize, value_len: usize) -> FsResult<Work> {
     let engine = locked.engine;
     let cost = ea::worst_case_blocks(engine.geometry(), name_len, value_len);
-    let hold = engine.rgrps.reserve(&Want::near(locked.addr(), u64::from(cost.blocks)))?;
+    // The cost is the worst; on a full volume the value may still fit where the old one stands.
+    let want = Want { min: 0, ..Want::near(locked.addr(), u64::from(cost.blocks)) };
+    let hold = engine.rgrps.reserve(&want)?;
     engine.begin(reservation(cost, &hold), Some(hold))
 }
 
@@ -112,9 +114,7 @@ fn translate(error: Error) -> FsError {
 
 /// Commits a change and frees what it left behind.
 fn finish(locked: &mut Locked<'_>, work: Work, leftover: Leftover) -> FsResult<()> {
-    let seq = work.commit()?;
-    locked.inode.committed(seq, false);
-    locked.refresh()?;
+    locked.commit(work, false)?;
     if leftover.0 {
         sweep(locked, &mut EaCursor::reclaim(), 0)?;
     }
