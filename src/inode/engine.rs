@@ -15,7 +15,7 @@ use crate::rgrp::{Edit, Hold, Reader, Rgrps};
 use crate::txn::{CommitSeq, Reservation, Transaction};
 use gfs2_format::device::BlockDevice;
 use gfs2_format::ondisk::{Dinode, DinodeFlags, FileType, view_mut};
-use gfs2_format::{Block, BlockAddr, BlockEdit, BlockRead, Geometry, InodeNum};
+use gfs2_format::{Block, BlockAddr, BlockEdit, Geometry, InodeNum};
 use std::sync::Arc;
 
 /// Everything below the verbs.
@@ -271,10 +271,4 @@ impl std::fmt::Debug for Work {
 /// A dinode in an edit.
 pub(crate) fn dinode_of<'a, E: BlockEdit>(edit: &'a mut E, addr: BlockAddr) -> FsResult<&'a mut Dinode> {
     Ok(view_mut(edit.edit(addr)?, 0, addr)?)
-}
-
-/// A dinode as a reader sees it.
-pub(crate) fn dinode_at<R: BlockRead>(reader: &R, addr: BlockAddr) -> FsResult<Dinode> {
-    let block = reader.read(addr)?;
-    Ok(*Dinode::decode(&block, addr, reader.geometry())?)
 }

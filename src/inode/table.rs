@@ -348,17 +348,6 @@ impl InodeTable {
     pub(crate) fn len(&self) -> usize {
         self.lanes.iter().map(|lane| lane.slots.lock().len()).sum()
     }
-
-    /// All entries that are in use.
-    pub(crate) fn all(self: &Arc<Self>) -> Vec<InodeRef> {
-        let mut all = Vec::new();
-        for lane in &self.lanes {
-            for slot in lane.slots.lock().values_mut().filter(|slot| !slot.evicting) {
-                all.push(self.using(slot));
-            }
-        }
-        all
-    }
 }
 
 /// What an entry is made of.

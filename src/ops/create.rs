@@ -181,7 +181,7 @@ fn make(
     let top = dir.addr() == root || dir.dinode().flags().contains(DinodeFlags::TOPDIR);
     let goal = BlockAddr::new(dir.dinode().goal_meta.get());
     let hold = engine.rgrps.reserve(&Want { spread: is_dir && top, ..Want::near(goal, need) })?;
-    let (addr, locks) = pick(engine, &hold)?;
+    let (addr, locks) = pick(engine, &hold, goal)?;
     let touched = u64::from(acl_cost.touched) + u64::from(cost.touched) + 2;
     let reservation = Reservation::blocks(touched + hold.alloc_cost(need));
     let mut work = engine.begin(reservation, Some(hold))?;
@@ -221,10 +221,10 @@ struct Locks {
 
 /// Chooses the block of a new inode: a free one whose locks can be had without waiting for anybody, since the group is
 /// held already. (Somebody may still be at the inode that stood there before.)
-fn pick(engine: &Engine, hold: &Hold) -> FsResult<(BlockAddr, Locks)> {
+fn pick(engine: &Engine, hold: &Hold, goal: BlockAddr) -> FsResult<(BlockAddr, Locks)> {
     let mut avoid = Vec::new();
     while avoid.len() < PICK_TRIES {
-        let Some(addr) = hold.pick(&avoid) else { break };
+        let Some(addr) = hold.pick(goal, &avoid) else { break };
         if !engine.inodes.knows(addr) {
             let iopen = engine.iopen_glock(addr)?;
             let glock = engine.inode_glock(addr)?;

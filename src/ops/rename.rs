@@ -216,7 +216,7 @@ fn act(engine: &Engine, scene: &Scene<'_>, mode: RenameMode) -> FsResult<bool> {
     }
     check_can_remove(old, source)?;
     check_mutable(new.dinode(), target.is_some())?;
-    let parts = Parts { old, new, source, target, from: scene.from.name, to: scene.to.name, now: now() };
+    let parts = Parts { old, new, source, from: scene.from.name, to: scene.to.name, now: now() };
     let work = match (mode, target) {
         (RenameMode::Exchange, Some(target)) => parts.exchange(engine, target)?,
         (_, Some(target)) => parts.replace(engine, target)?,
@@ -240,7 +240,6 @@ struct Parts<'p, 'e> {
     old: &'p Locked<'e>,
     new: &'p Locked<'e>,
     source: &'p Locked<'e>,
-    target: Option<&'p Locked<'e>>,
     from: &'p [u8],
     to: &'p [u8],
     now: Timestamp,

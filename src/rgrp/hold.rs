@@ -201,7 +201,8 @@ impl Hold {
     /// A block a new dinode could take, none of `avoid`; nothing is changed.
     pub(crate) fn pick(&self, goal: BlockAddr, avoid: &[BlockAddr]) -> Option<BlockAddr> {
         let core = self.group.core();
-        let mut at = if self.group.layout().contains_data(goal) {
+        // Inodes and what belongs to them follow each other; the goal only says where the first one goes.
+        let mut at = if core.last == 0 && self.group.layout().contains_data(goal) {
             self.group.position(goal)
         } else {
             core.last
