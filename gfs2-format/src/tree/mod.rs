@@ -23,7 +23,7 @@ pub use read::{read_bytes, stuffed};
 pub(crate) use free::runs;
 pub(crate) use grow::{Supply, discharge};
 pub(crate) use path::Root;
-pub(crate) use ptrs::{clear_payload, edit_dinode, ptrs, ptrs_mut, stamp};
+pub(crate) use ptrs::{clear_payload, dinode_of, edit_dinode, ptrs, ptrs_mut, stamp};
 
 #[cfg(test)]
 mod tests;

@@ -245,7 +245,8 @@ fn the_tree_agrees_with_a_map() {
                     let di = volume.dinode(addr).unwrap();
                     let cost =
                         worst_case_blocks(volume.geometry(), di.height.get(), FileBlock::new(lblock), want);
-                    (volume.take_allocated(), volume.take_edited());
+                    volume.take_allocated();
+                    volume.take_edited();
                     let mut at = lblock;
                     while at < lblock + want {
                         let left = (lblock + want - at) as u32;
