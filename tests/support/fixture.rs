@@ -221,6 +221,16 @@ pub struct Rebuilt {
     pub manifest: Manifest,
 }
 
+/// Makes an image with a recipe on a disk of a running guest, unmounted unless the recipe ends in a power cut.
+#[track_caller]
+pub fn make_in_guest(vm: &Vm, recipe: &str, node: &str, block_size: u32, argument: &str) {
+    if !vm.share().join("recipes").exists() {
+        share_recipes(vm);
+    }
+    let script = format!("bash /host/recipes/{recipe}.sh make {node} {block_size} '{argument}'");
+    vm.check_for(&script, RECIPE_LIMIT);
+}
+
 fn share_recipes(vm: &Vm) {
     let from = checkout().join("fixtures/recipes");
     Host::new("cp")
