@@ -6,7 +6,7 @@ mod support;
 
 use ours::Mount;
 use std::path::Path;
-use support::fixture::{Fixture, make_in_guest};
+use support::fixture::{Fixture, recipe_in_guest};
 use support::guest::Kernel;
 use support::host::{Host, assert_fsck_clean, copy_sparse, reference_mkfs, sparse};
 use support::manifest::Manifest;
@@ -128,7 +128,7 @@ fn we_show_what_is_new(kernel: Kernel, block_size: u32, seed: u64) {
     let work = sparse(&dir.path().join("work.img"), 256 << 20);
     reference_mkfs(&work, &["-b", &block_size.to_string(), "-j", "1", "-J", "16"]);
     let vm = Vm::start(kernel, &[&tree, &work]);
-    make_in_guest(&vm, "tree", "/dev/vda", block_size, "700");
+    recipe_in_guest(&vm, "tree", "make", "/dev/vda", block_size, "700");
     vm.check("mount -t gfs2 -o acl,noatime /dev/vdb /mnt; mkdir -m 755 /mnt/w");
     work_in_guest(&vm, &mut Workload::new(seed, Mix::GFS2), 600, "/mnt/w");
     vm.check("umount /mnt");
