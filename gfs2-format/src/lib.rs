@@ -8,15 +8,27 @@
 //! Source of facts: `include/uapi/linux/gfs2_ondisk.h` and the project's format sheet (FORMAT.md).
 
 pub mod addr;
+pub mod bitmap;
+#[cfg(any(test, feature = "testing"))]
+pub mod damage;
 pub mod describe;
 pub mod device;
+pub mod dir;
+pub mod ea;
 pub mod edit;
 pub mod error;
 pub mod geometry;
 pub mod log;
+#[cfg(any(test, feature = "testing"))]
+pub mod memvol;
 pub mod ondisk;
+pub mod time;
+pub mod tree;
 pub mod volume;
+pub mod walk;
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod testing;
 
@@ -24,4 +36,5 @@ pub use addr::{BlockAddr, Extent, FileBlock, FormalIno, InodeNum, Jid, JournalBl
 pub use edit::{Block, BlockEdit, BlockRead, BlockUse};
 pub use error::{Corrupt, Error, Expected, Result};
 pub use geometry::Geometry;
+pub use time::Timestamp;
 pub use volume::Volume;

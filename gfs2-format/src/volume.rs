@@ -4,18 +4,19 @@
 //! without a hole and lies wholly inside the volume. Nothing here writes or locks, and nothing decides whether the
 //! volume may be mounted.
 
-mod interim;
 #[cfg(test)]
 mod tests;
 
 use crate::addr::{BlockAddr, Extent, FileBlock, Jid};
 use crate::device::BlockDevice;
+use crate::dir::lookup;
 use crate::edit::{Block, BlockRead};
 use crate::error::{Error, Expected, Result};
 use crate::geometry::{Geometry, SUPERBLOCK_OFFSET};
 use crate::log::JournalMap;
-use crate::ondisk::{Dinode, FileType, Superblock};
-use interim::{Mapping, lookup, map};
+use crate::ondisk::{Dinode, FileType, RindexEntry, Superblock};
+use crate::tree::{Mapping, map, read_bytes};
+use zerocopy::FromBytes;
 
 /// Smallest journal in bytes.
 pub const MIN_JOURNAL_SIZE: u64 = 8 << 20;
@@ -275,7 +276,9 @@ pub fn map_journal(reader: &dyn BlockRead, dinode: BlockAddr) -> Result<JournalM
                 at = at.saturating_add(u64::from(extent.len.max(1)));
                 extents.push(extent);
             }
-            Mapping::Hole => return fail("di_size", at, Expected::Rule("a journal without a hole")),
+            Mapping::Hole { .. } | Mapping::Stuffed => {
+                return fail("di_size", at, Expected::Rule("a journal without a hole"));
+            }
         }
     }
     check_journal_extents(&extents, dinode, geometry)?;
@@ -308,4 +311,56 @@ fn check_journal_extents(extents: &[Extent], dinode: BlockAddr, geometry: &Geome
         free_from = last.saturating_add(1);
     }
     Ok(())
+}
+
+/// The dinode a path leads to from the directory `from`: components between slashes, symbolic links not followed.
+///
+/// # Errors
+/// [`Error::NotFound`]; I/O errors; [`Error::Corrupt`].
+pub fn resolve_path(reader: &dyn BlockRead, from: BlockAddr, path: &[u8]) -> Result<BlockAddr> {
+    let mut at = from;
+    for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+        let found = lookup(reader, at, name)?.ok_or(Error::NotFound)?;
+        let raw = found.num.addr.get();
+        at = reader.geometry().check_address(raw, at, "dirent", "no_addr")?;
+    }
+    Ok(at)
+}
+
+/// Reads a whole system file of at most `limit` bytes.
+///
+/// # Errors
+/// I/O errors; [`Error::Corrupt`] for a bad dinode or tree and for a larger file.
+pub fn read_file(reader: &dyn BlockRead, addr: BlockAddr, limit: u64) -> Result<Vec<u8>> {
+    let block = reader.read(addr)?;
+    let size = Dinode::decode(&block, addr, reader.geometry())?.size.get();
+    let len = usize::try_from(size).ok().filter(|_| size <= limit);
+    let Some(len) = len else {
+        return Err(Error::corrupt(
+            addr,
+            "dinode",
+            "di_size",
+            size,
+            Expected::Range(0, limit),
+        ));
+    };
+    let mut bytes = vec![0; len];
+    let got = read_bytes(reader, addr, 0, &mut bytes)?;
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+/// The whole entries of the rindex file as they stand there, unchecked.
+///
+/// # Errors
+/// As [`read_file`]; a file larger than resource groups of this volume could need.
+pub fn read_rindex(reader: &dyn BlockRead, rindex: BlockAddr) -> Result<Vec<RindexEntry>> {
+    // A group has a header and at least one bitmap byte's worth of blocks.
+    let limit = (reader.geometry().end() / 5).saturating_add(1).saturating_mul(96);
+    let bytes = read_file(reader, rindex, limit)?;
+    let (entries, _) = bytes.as_chunks::<96>();
+    Ok(entries
+        .iter()
+        .filter_map(|entry| RindexEntry::read_from_bytes(entry).ok())
+        .collect())
 }

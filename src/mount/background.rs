@@ -93,6 +93,11 @@ impl Verdict {
             .map_err(|error| MountError::system(format!("cannot leave the terminal: {error}")))
     }
 
+    /// There was nothing to serve (a fake mount): lets the helper end.
+    pub fn done(self) {
+        say("ready\n");
+    }
+
     /// It failed.
     pub fn failed(self, error: &MountError) {
         say(&format!(

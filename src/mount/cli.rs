@@ -94,6 +94,19 @@ pub struct MountRequest {
     pub child: bool,
 }
 
+impl MountRequest {
+    /// Makes the two paths absolute, the device's as given otherwise (a link stays a link), the target's without links.
+    ///
+    /// # Errors
+    /// The current folder is gone, or the target is.
+    pub fn make_absolute(&mut self) -> Result<(), MountError> {
+        let fail = |path: &std::path::Path, error| MountError::fail(format!("{}: {error}", path.display()));
+        self.device = std::path::absolute(&self.device).map_err(|e| fail(&self.device, e))?;
+        self.target = self.target.canonicalize().map_err(|e| fail(&self.target, e))?;
+        Ok(())
+    }
+}
+
 /// The helper's command, for help, man page checks and completions.
 #[must_use]
 pub fn command() -> Command {

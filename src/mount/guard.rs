@@ -190,6 +190,8 @@ pub struct MountEntry {
     pub source: PathBuf,
     /// The mount point.
     pub target: PathBuf,
+    /// Is the mount, or the filesystem behind it, read-only?
+    pub read_only: bool,
 }
 
 /// Our mounts, as the kernel lists them.
@@ -206,10 +208,15 @@ fn parse_mountinfo(line: &str) -> Option<MountEntry> {
         return None;
     }
     let source = unescape(after.next()?);
-    let target = unescape(before.split(' ').nth(4)?);
+    let super_options = after.next()?;
+    let mut before = before.split(' ').skip(4);
+    let target = unescape(before.next()?);
+    let mount_options = before.next()?;
+    let says_ro = |options: &str| options.split(',').any(|word| word == "ro");
     Some(MountEntry {
         source: source.into(),
         target: target.into(),
+        read_only: says_ro(mount_options) || says_ro(super_options),
     })
 }
 
@@ -274,6 +281,7 @@ mod tests {
         let entry = parse_mountinfo(line).unwrap();
         assert_eq!(entry.target, Path::new("/mnt/a b"));
         assert_eq!(entry.source, Path::new("/dev/disk\\x"));
+        assert!(!entry.read_only);
         assert_eq!(parse_mountinfo(&line.replace("fuse.gfs2", "ext4")), None);
         assert_eq!(unescape(r"end\0"), r"end\0");
     }
