@@ -1,7 +1,7 @@
 //! Going live behind a clean head, and leaving a clean head behind.
 
 use super::ail::Pick;
-use super::journal::Journal;
+use super::log::Journal;
 use super::state::Phase;
 use super::types::{FlushReason, StatfsDelta, StopReason};
 use crate::cache::lock;

@@ -268,8 +268,10 @@ fn the_daemon_commits_and_writes_in_place_by_itself() {
         std::thread::yield_now();
     }
     logd.stop();
-    // And again after a remount.
+    // And again after a remount with another interval, which a running daemon notices.
+    journal.set_commit_interval(Duration::from_secs(3_600));
     let logd = LogDaemon::start(&journal).unwrap();
+    journal.set_commit_interval(Duration::from_millis(1));
     let seq = create_one(&journal, 1, layout.block(0), 5);
     while journal.durable_seq() < seq {
         std::thread::yield_now();
