@@ -6,6 +6,7 @@
 
 pub mod cache;
 pub mod completions;
+pub mod ctl;
 pub mod error;
 pub mod glock;
 pub mod health;

@@ -1,5 +1,28 @@
-//! Glocks: what the layers above need to know of them to compile before the machine arrives.
+#![doc = include_str!("README.md")]
 
-mod name;
+mod dump;
+mod guard;
+mod lock;
+pub mod machine;
+pub mod multi;
+pub mod name;
+pub mod ops;
+pub mod order;
+mod shared;
+pub mod state;
+mod table;
+mod thread_id;
+mod wait;
+mod worker;
 
-pub use name::{GlockName, GlockType};
+pub use guard::{GlockGuard, PendingGlock};
+pub use lock::Glock;
+pub use name::{GlockName, LockType};
+pub use ops::{GlockOps, KernelCache, Presence, Verdict};
+pub use order::LockClass;
+pub use state::{HolderFlags, State};
+pub use table::{ClearReport, GlockStats, GlockTable, RAW_TOKENS, TableOptions};
+pub use wait::Interrupt;
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ impl Journal {
             (need, u64::from(state.used) + need)
         };
         if interval_over || pinned >= blocks * 2 / 5 {
-            let _one = lock(&self.flush);
+            let _one = self.flush_token();
             self.flush_running(FlushReason::Logd.flags())?;
         }
         if used >= blocks * 4 / 5 {
@@ -39,7 +39,7 @@ impl Journal {
             let newest = lock(&self.state).ail.next_commit();
             let aged = std::mem::replace(&mut lock(&self.daemon).aged, newest);
             self.write_in_place(Pick::Before(aged))?;
-            let _one = lock(&self.flush);
+            let _one = self.flush_token();
             self.move_tail(FlushReason::Ail.flags())?;
         }
         Ok(())

@@ -2,10 +2,10 @@
 //!
 //! Invariant: after a withdraw nothing here reaches the device.
 
-use crate::error::FsResult;
+use crate::error::{FsError, FsResult};
 use crate::health::{Cause, Health};
 use gfs2_format::device::{BlockDevice, WriteRequest};
-use gfs2_format::{Block, BlockAddr, Geometry, Jid};
+use gfs2_format::{Block, BlockAddr, Error, Geometry, Jid};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -83,14 +83,29 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes blocks to the log; `None` for an address is a hole in the journal's map, which its owner has excluded.
+    /// Writes blocks to the log.
     pub(super) fn write_log(&self, blocks: &[(BlockAddr, &Block)]) -> FsResult<()> {
         self.write(blocks).map_err(|failed| match failed {
             Failed::Refused(error) => error,
-            Failed::Device(_, error) => self
-                .health
-                .withdraw("journal::write_log", &Cause::Log(self.jid, error)),
+            Failed::Device(_, error) => self.log_failed(error),
         })
+    }
+
+    /// Writes a log header, durably on mounts with barriers; what it speaks of has been flushed before.
+    pub(super) fn write_header(&self, addr: BlockAddr, block: &Block) -> FsResult<()> {
+        let offset = self.geometry.byte_offset(addr);
+        let gate = self.health.write_gate()?;
+        let result = match self.barriers {
+            true => self.device.write_fua(offset, block),
+            false => self.device.write_at(offset, block),
+        };
+        drop(gate);
+        result.map_err(|error| self.log_failed(error))
+    }
+
+    fn log_failed(&self, error: Error) -> FsError {
+        self.health
+            .withdraw("journal::write_log", &Cause::Log(self.jid, error))
     }
 
     /// Writes blocks in place.
@@ -138,7 +153,7 @@ impl Writer {
 
 enum Failed {
     /// Withdrawn before.
-    Refused(crate::error::FsError),
+    Refused(FsError),
     /// The device failed in a batch that begins here.
-    Device(BlockAddr, gfs2_format::Error),
+    Device(BlockAddr, Error),
 }

@@ -1,7 +1,7 @@
 //! Writing commits to the log, and headers that move its tail.
 //!
 //! Order of one flush (FORMAT.md 7.3): log blocks; device flush (which also covers file data written before the
-//! commit, and in-place writes that the new tail passes); header; device flush. Only then do its blocks become
+//! commit, and in-place writes that the new tail passes); header, durably. Only then do its blocks become
 //! eligible for writing in place, is the space before the tail used again, and is anybody told.
 
 use super::ail::Tail;
@@ -30,25 +30,67 @@ struct Detached {
     local: StatfsDelta,
 }
 
+/// The right to write to the log.
+#[must_use = "the token is given back when dropped"]
+pub(super) struct FlushToken<'a> {
+    journal: &'a Journal,
+}
+
+impl Drop for FlushToken<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Half a flush may be done: nobody may go on from there.
+            let what = "a thread panicked while it wrote the log".to_owned();
+            let health = self.journal.writer.health();
+            health.withdraw("journal::flush", &Cause::Consistency(what));
+        }
+        if let Ok(mut state) = self.journal.state.lock() {
+            state.flush_taken = false;
+        }
+        self.journal.flushed.notify_all();
+    }
+}
+
 impl Journal {
     /// Makes everything up to `seq` durable; callers whose commits are in one flush share it.
     ///
     /// # Errors
     /// I/O errors (which withdraw).
     pub fn wait_durable(&self, seq: CommitSeq, reason: FlushReason) -> FsResult<()> {
+        let mut state = lock(&self.state);
         while self.durable_seq() < seq {
-            let one = lock(&self.flush);
-            // Whoever had the mutex before may have done it for us.
-            if self.durable_seq() >= seq {
-                break;
-            }
-            if lock(&self.state).newest() < seq {
+            if state.newest() < seq {
                 return Err(FsError::Inconsistent(format!("nobody has made commit {seq} yet")));
             }
-            self.flush_running(reason.flags())?;
-            drop(one);
+            if !state.flush_taken {
+                let _token = self.take_token(&mut state);
+                drop(state);
+                return self.flush_running(reason.flags());
+            }
+            // Not a queue on a mutex: all whom a flush has covered go on at once, and commit again together.
+            state = self
+                .flushed
+                .wait(state)
+                .expect("a thread panicked in the journal");
         }
         Ok(())
+    }
+
+    fn take_token(&self, state: &mut State) -> FlushToken<'_> {
+        state.flush_taken = true;
+        FlushToken { journal: self }
+    }
+
+    /// The right to write to the log; one at a time.
+    pub(super) fn flush_token(&self) -> FlushToken<'_> {
+        let mut state = lock(&self.state);
+        while state.flush_taken {
+            state = self
+                .flushed
+                .wait(state)
+                .expect("a thread panicked in the journal");
+        }
+        self.take_token(&mut state)
     }
 
     /// Commits everything that has been committed by transactions so far; gives the newest durable number.
@@ -76,7 +118,7 @@ impl Journal {
         self.writer.flush()
     }
 
-    /// Writes the running commit. The caller holds the flush mutex.
+    /// Writes the running commit. The caller holds the flush token.
     pub(super) fn flush_running(&self, flags: LogFlags) -> FsResult<()> {
         self.cache.health().check()?;
         let mut state = lock(&self.state);
@@ -149,7 +191,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Log blocks, device flush, header, device flush; gives the number of blocks before the header.
+    /// Log blocks, device flush, durable header; gives the number of blocks before the header.
     fn write_commit(&self, detached: &Detached, flags: LogFlags) -> FsResult<u32> {
         let geometry = self.cache.geometry();
         let encoded = detached.commit.with_flush(|flush| flush.encode(geometry));
@@ -229,8 +271,7 @@ impl Journal {
             local: local.into(),
         };
         let block = encode_header(&header, self.cache.geometry());
-        self.writer.write_log(&[(header.addr, &block)])?;
-        self.writer.flush()?;
+        self.writer.write_header(header.addr, &block)?;
         self.counters.headers.fetch_add(1, Ordering::Relaxed);
         self.counters.log_blocks.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -279,7 +320,7 @@ impl Journal {
         state.events += 1;
     }
 
-    /// Writes a header alone when that moves the tail (or makes the log idle). The caller holds the flush mutex.
+    /// Writes a header alone when that moves the tail (or makes the log idle). The caller holds the flush token.
     pub(super) fn move_tail(&self, flags: LogFlags) -> FsResult<bool> {
         self.cache.health().check()?;
         let state = lock(&self.state);

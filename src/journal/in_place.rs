@@ -25,7 +25,7 @@ impl Journal {
         self.flush(FlushReason::SyncFs)?;
         let all = lock(&self.state).ail.next_commit();
         self.write_in_place(Pick::Before(all))?;
-        let _one = lock(&self.flush);
+        let _one = self.flush_token();
         self.move_tail(FlushReason::Ail.flags()).map(drop)
     }
 
@@ -67,7 +67,7 @@ impl Journal {
     /// the tail. Looks a quarter of the journal further than needed, so that the next one need not do it again.
     pub(super) fn make_room(&self, cost: u64, reason: FlushReason) -> FsResult<()> {
         {
-            let _one = lock(&self.flush);
+            let _one = self.flush_token();
             self.flush_running(reason.flags())?;
         }
         let target = {
@@ -77,7 +77,7 @@ impl Journal {
             state.ail.commits_to_free(want, distance)
         };
         self.write_in_place(Pick::Before(target))?;
-        let _one = lock(&self.flush);
+        let _one = self.flush_token();
         self.move_tail(FlushReason::Ail.flags()).map(drop)
     }
 

@@ -78,21 +78,21 @@ pub(super) struct Daemon {
 
 /// The log of this node.
 ///
-/// Lock order inside: `flush`, then `in_place`, then `state`, then a shard of the cache. Only `flush` and `in_place`
-/// are held across device I/O.
+/// Lock order inside: the flush token, then `in_place`, then `state`, then a shard of the cache. Only the token and
+/// `in_place` are held across device I/O.
 pub struct Journal {
     pub(super) cache: Arc<BufferCache>,
     pub(super) config: JournalConfig,
     pub(super) costs: Costs,
     pub(super) ring: Ring,
     pub(super) writer: Writer,
-    /// Held by the one flush.
-    pub(super) flush: Mutex<()>,
     /// Held by the one batch of in-place writes.
     pub(super) in_place: Mutex<()>,
     pub(super) state: Mutex<State>,
     /// Told when [`State::events`] grows.
     pub(super) changed: Condvar,
+    /// Told when a flush has ended: its token is free, and more may be durable.
+    pub(super) flushed: Condvar,
     pub(super) durable: AtomicU64,
     pub(super) counters: Counters,
     pub(super) daemon: Mutex<Daemon>,
@@ -125,10 +125,10 @@ impl Journal {
             costs: Costs::new(&geometry),
             ring: config.map.ring(),
             writer,
-            flush: Mutex::new(()),
             in_place: Mutex::new(()),
             state: Mutex::new(State::new(geometry.block_len())),
             changed: Condvar::new(),
+            flushed: Condvar::new(),
             durable: AtomicU64::new(0),
             counters: Counters::default(),
             daemon: Mutex::new(Daemon::default()),
@@ -215,14 +215,17 @@ impl Journal {
 
     /// The node has withdrawn: nobody waits any more.
     fn die(&self) {
-        let mut state = lock(&self.state);
-        if state.phase != Phase::Stopped {
-            state.phase = Phase::Dead;
+        // Not `lock`: whoever panicked while he held these must still be able to withdraw.
+        if let Ok(mut state) = self.state.lock() {
+            if state.phase != Phase::Stopped {
+                state.phase = Phase::Dead;
+            }
+            state.events += 1;
         }
-        state.events += 1;
-        drop(state);
         self.changed.notify_all();
-        lock(&self.daemon).work = true;
+        if let Ok(mut daemon) = self.daemon.lock() {
+            daemon.work = true;
+        }
         self.daemon_wake.notify_all();
     }
 
@@ -310,7 +313,9 @@ impl Journal {
             return Err(FsError::Posix(Errno::EROFS));
         }
         for (addr, change) in &work.blocks {
-            self.cache.check_change(*addr, change.owner, change.version)?;
+            if !change.reborn {
+                self.cache.check_change(*addr, change.owner, change.version)?;
+            }
         }
         self.merge_locked(&mut state, work);
         ticket.settle(&mut state);

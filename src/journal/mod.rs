@@ -18,4 +18,4 @@ pub(crate) use types::{Change, WorkSet, stamp};
 pub use types::{CommitSeq, FlushReason, JournalConfig, JournalStats, Reservation, StatfsDelta, StopReason};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -18,7 +18,7 @@ impl Journal {
     /// EROFS after a withdraw.
     pub fn start(&self) -> FsResult<()> {
         self.cache.health().check_modify()?;
-        let _one = lock(&self.flush);
+        let _one = self.flush_token();
         if lock(&self.state).phase != Phase::Stopped {
             return Err(FsError::Inconsistent(format!(
                 "journal {} is live already",
@@ -111,7 +111,7 @@ impl Journal {
         self.flush(FlushReason::MakeReadOnly)?;
         loop {
             self.wait_for_transactions()?;
-            let one = lock(&self.flush);
+            let one = self.flush_token();
             self.flush_running(reason.flags())?;
             let all = lock(&self.state).ail.next_commit();
             self.write_in_place(Pick::Before(all))?;

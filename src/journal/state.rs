@@ -30,6 +30,8 @@ pub(super) struct State {
     /// Of the running commit's transactions.
     pub(super) hooks: Vec<CommitHook>,
     pub(super) flushing: Option<Arc<Running>>,
+    /// Somebody has the flush token.
+    pub(super) flush_taken: bool,
     pub(super) ail: Ail,
     /// Blocks whose in-place write is under way.
     pub(super) in_flight: HashSet<BlockAddr>,
@@ -71,6 +73,7 @@ impl State {
             running: Running::new(1),
             hooks: Vec::new(),
             flushing: None,
+            flush_taken: false,
             ail: Ail::default(),
             in_flight: HashSet::new(),
             head: JournalBlock::new(0),

@@ -237,6 +237,8 @@ pub(crate) struct Change {
     pub(crate) data: bool,
     /// The change whose contents were edited; `None`: created.
     pub(crate) version: Option<u64>,
+    /// Freed by this transaction before it was created again: whose it was does not matter any more.
+    pub(crate) reborn: bool,
 }
 
 /// All that a transaction did.

@@ -205,6 +205,7 @@ impl Transaction {
                     block: Block::from(&*block),
                     data,
                     version: Some(version),
+                    reborn: false,
                 });
                 if !data {
                     stamp(change.block.make_mut(), jid);
@@ -221,12 +222,14 @@ impl Transaction {
         if self.blocks_left() == 0 && !self.work.blocks.contains_key(&addr) {
             return Err(over_reservation(addr, self.ticket.reservation()));
         }
-        self.work.freed.remove(&addr);
+        let reborn =
+            self.work.freed.remove(&addr) || self.work.blocks.get(&addr).is_some_and(|change| change.reborn);
         let fresh = Change {
             owner,
             block: Block::zeroed(self.geometry().block_len()),
             data,
             version: None,
+            reborn,
         };
         let change = match self.work.blocks.entry(addr) {
             Entry::Occupied(mut entry) => {

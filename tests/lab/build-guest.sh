@@ -38,7 +38,8 @@ trap 'rm -rf "$TMP"' EXIT
 : >"$TMP/status"
 
 # The userland, with what it depends on as apt resolves it for an empty system ...
-PACKAGES="busybox-static kmod gfs2-utils e2fsprogs attr acl quota util-linux mount bash xfsprogs"
+PACKAGES="busybox-static kmod gfs2-utils e2fsprogs attr acl quota util-linux mount bash xfsprogs
+ corosync dlm-controld"
 # ... less what the programs copied below never run.
 SKIP='^(perl|libperl|python3|libpython3|libicu|gcc-|base-files|debconf|usrmerge|adduser|passwd|media-types)'
 SKIP+='|^(lsb-base|dpkg|libdb5|udev|tar$|sed$|mawk|init-system|logsave|debianutils|sysvinit|readline-common)'
@@ -46,8 +47,9 @@ SKIP+='|^(libgdbm|libldap|libsasl|libldap-common)|-perl$'
 PROGRAMS="usr/sbin/mkfs.gfs2 usr/sbin/fsck.gfs2 usr/sbin/gfs2_edit usr/sbin/gfs2_grow usr/sbin/gfs2_jadd
  usr/sbin/tunegfs2 usr/bin/chattr usr/bin/lsattr usr/bin/setfattr usr/bin/getfattr usr/bin/setfacl
  usr/bin/getfacl usr/sbin/setquota usr/sbin/repquota usr/bin/fallocate usr/bin/flock usr/sbin/blkid
- usr/bin/bash usr/sbin/xfs_io usr/sbin/blockdev usr/bin/mount usr/bin/umount usr/bin/kmod"
-MODULES="gfs2 fuse loop configfs crc32c_generic virtio_pci virtio_blk virtio_net 9p 9pnet_virtio"
+ usr/bin/bash usr/sbin/xfs_io usr/sbin/blockdev usr/bin/mount usr/bin/umount usr/bin/kmod
+ usr/sbin/corosync usr/sbin/corosync-quorumtool usr/sbin/dlm_controld usr/sbin/dlm_tool"
+MODULES="gfs2 dlm fuse loop configfs crc32c_generic virtio_pci virtio_blk virtio_net 9p 9pnet_virtio"
 
 # Download the packages named that are not there yet.
 fetch() {
@@ -81,7 +83,8 @@ libraries() {
 
 build_userland() {
   local b d l
-  mkdir -p "$IRD"/usr/{bin,sbin,lib/x86_64-linux-gnu,lib64} "$IRD"/{dev,proc,sys,root,run,mnt,host,etc,var}
+  mkdir -p "$IRD"/usr/{bin,sbin,lib/x86_64-linux-gnu,lib64} "$IRD"/{dev,proc,sys,root,run,mnt,host} \
+    "$IRD"/etc/{corosync,dlm} "$IRD"/var/{lib/corosync,log/cluster}
   mkdir -m 1777 "$IRD/tmp"
   for d in bin sbin lib lib64; do ln -s "usr/$d" "$IRD/$d"; done
   ln -s ../run "$IRD/var/run"
@@ -92,13 +95,17 @@ build_userland() {
     cp -L "$ROOT/$b" "$IRD/$b"
     libraries "$b"
   done | sort -u >"$TMP/libraries"
-  # libgcc_s: what a Rust test program run in the guest needs beside libc
+  # libgcc_s: for threads that end
   echo "$ROOT/usr/lib/x86_64-linux-gnu/libgcc_s.so.1" >>"$TMP/libraries"
   while read -r l; do cp -L "$l" "$IRD/usr/lib/x86_64-linux-gnu/"; done <"$TMP/libraries"
+  # what corosync opens by name; its encryption (crypto_*) is not used
+  cp -rL "$ROOT/usr/lib/x86_64-linux-gnu/kronosnet" "$IRD/usr/lib/x86_64-linux-gnu/"
+  rm -f "$IRD"/usr/lib/x86_64-linux-gnu/kronosnet/crypto_*.so
   for b in modprobe insmod rmmod lsmod; do ln -s ../bin/kmod "$IRD/sbin/$b"; done
   printf '%s\n' root:x:0:0:root:/root:/bin/sh u1:x:1001:1001::/:/bin/sh u2:x:1002:1002::/:/bin/sh >"$IRD/etc/passwd"
   printf '%s\n' root:x:0: g1:x:1001: g2:x:1002: >"$IRD/etc/group"
   echo 'hosts: files' >"$IRD/etc/nsswitch.conf"
+  printf '%s\n' '127.0.0.1 localhost' '10.77.0.1 n1' '10.77.0.2 n2' >"$IRD/etc/hosts"
   install -m 755 "$HERE/guest/init" "$IRD/init"
 }
 

@@ -3,7 +3,7 @@
 //! Invariants:
 //! * an image is opened without host cache or image lock: what the guest's disk completed is in the file,
 //!   at any moment, also after `kill -9`;
-//! * no guest has a network;
+//! * no guest has a network: two nodes of a cluster share a wire, a socket in the scratch folder;
 //! * the clock is the HPET: under load the guest calibrates the TSC wrong by a factor.
 
 use super::guest::{Guest, Kernel};
@@ -65,6 +65,31 @@ impl Vm {
     /// Boots this kernel with these images as /dev/vda, /dev/vdb ... and waits until it takes commands.
     #[track_caller]
     pub fn start(kernel: Kernel, disks: &[&Path]) -> Vm {
+        Vm::boot(kernel, disks, 1, None)
+    }
+
+    /// Boots two nodes, n1 and n2, on the same images and joined by a wire (10.77.0.1 and 10.77.0.2).
+    #[track_caller]
+    pub fn start_pair(kernel: Kernel, disks: &[&Path]) -> [Vm; 2] {
+        let first = Vm::boot(kernel, disks, 1, Some("server=on,addr.path=wire.sock".to_owned()));
+        let folder = first
+            .dir
+            .path()
+            .file_name()
+            .expect("a scratch folder")
+            .to_string_lossy()
+            .into_owned();
+        let second = Vm::boot(
+            kernel,
+            disks,
+            2,
+            Some(format!("server=off,addr.path=../{folder}/wire.sock")),
+        );
+        [first, second]
+    }
+
+    #[track_caller]
+    fn boot(kernel: Kernel, disks: &[&Path], node: u8, wire: Option<String>) -> Vm {
         let guest = Guest::build(kernel);
         let dir = super::scratch("vm");
         fs::create_dir_all(dir.path().join("share/.lab")).expect("the share");
@@ -72,7 +97,8 @@ impl Vm {
         let stderr = File::create(dir.path().join("qemu.err")).expect("a log file");
         let mut child = Command::new(checkout().join("tests/lab/qemu-guard.sh"))
             .arg("qemu-system-x86_64")
-            .args(arguments(&guest, dir.path(), disks))
+            .args(arguments(&guest, dir.path(), disks, node))
+            .args(network(node, wire))
             .current_dir(dir.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -103,28 +129,7 @@ impl Vm {
     /// Runs a script with a time limit of its own.
     #[track_caller]
     pub fn run_for(&self, script: &str, limit: Duration) -> Ran {
-        let id = self.spawn(script);
-        let (rc_file, end) = (self.lab_file(&format!("{id}.rc")), Instant::now() + limit);
-        let rc = loop {
-            if let Some(rc) = fs::read_to_string(&rc_file)
-                .ok()
-                .and_then(|t| t.trim().parse().ok())
-            {
-                break rc;
-            }
-            if self.exit_status().is_some() {
-                break 125;
-            }
-            if Instant::now() > end {
-                break 124;
-            }
-            std::thread::sleep(POLL);
-        };
-        let output = fs::read(self.lab_file(&format!("{id}.out"))).unwrap_or_default();
-        Ran {
-            rc,
-            output: String::from_utf8_lossy(&output).into_owned(),
-        }
+        self.result(&self.spawn(script), limit)
     }
 
     /// Runs a script that must succeed; returns what it printed.
@@ -147,8 +152,7 @@ impl Vm {
         ran.output
     }
 
-    /// Starts a script and returns as soon as the guest has taken it; its output goes to a file of this name
-    /// (`.out`) on the share.
+    /// Starts a script and returns its id, for `result`, as soon as the guest has taken it.
     #[track_caller]
     pub fn spawn(&self, script: &str) -> String {
         let id = format!("{:04}", self.next.fetch_add(1, Ordering::Relaxed));
@@ -173,6 +177,32 @@ impl Vm {
                 .then_some(())
         });
         id
+    }
+
+    /// Waits for a script that `spawn` started; 124 and 125 as for `run`.
+    #[track_caller]
+    pub fn result(&self, id: &str, limit: Duration) -> Ran {
+        let (rc_file, end) = (self.lab_file(&format!("{id}.rc")), Instant::now() + limit);
+        let rc = loop {
+            if let Some(rc) = fs::read_to_string(&rc_file)
+                .ok()
+                .and_then(|t| t.trim().parse().ok())
+            {
+                break rc;
+            }
+            if self.exit_status().is_some() {
+                break 125;
+            }
+            if Instant::now() > end {
+                break 124;
+            }
+            std::thread::sleep(POLL);
+        };
+        let output = fs::read(self.lab_file(&format!("{id}.out"))).unwrap_or_default();
+        Ran {
+            rc,
+            output: String::from_utf8_lossy(&output).into_owned(),
+        }
     }
 
     /// Plugs in an image; returns the disk.
@@ -254,7 +284,8 @@ impl Vm {
         self.cut();
     }
 
-    fn cut(&mut self) {
+    /// The same, and the share stays to be read.
+    pub fn cut(&mut self) {
         self.power = None;
         let child = self.child.get_mut().unwrap_or_else(|e| e.into_inner());
         if let Err(e) = child.wait()
@@ -299,10 +330,13 @@ impl Vm {
         let error = fs::read_to_string(self.dir.path().join("qemu.err")).unwrap_or_default();
         let console = self.console();
         let lines: Vec<&str> = console.lines().collect();
-        let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+        let alarm = lines.iter().position(|l| ALARMS.iter().any(|a| l.contains(a)));
+        let from = alarm.unwrap_or(lines.len().saturating_sub(30));
+        let shown = lines[from..].iter().take(60).copied().collect::<Vec<_>>();
+        let kernel = self.guest.kernel;
         format!(
-            "\n{error}last lines of the console of the {} guest:\n{tail}",
-            self.guest.kernel
+            "\n{error}from the console of the {kernel} guest:\n{}",
+            shown.join("\n")
         )
     }
 
@@ -359,10 +393,10 @@ fn absolute(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn arguments(guest: &Guest, dir: &Path, disks: &[&Path]) -> Vec<String> {
+fn arguments(guest: &Guest, dir: &Path, disks: &[&Path], node: u8) -> Vec<String> {
     let comma = |p: &Path| p.display().to_string().replace(',', ",,");
     let kernel_line = "console=ttyS0 panic=-1 loglevel=7 nokaslr mitigations=off random.trust_cpu=on audit=0 \
-        tsc=unstable clocksource=hpet no_timer_check init_on_alloc=0 cryptomgr.notests rodata=off";
+        tsc=unstable clocksource=hpet no_timer_check init_on_alloc=0 cryptomgr.notests rodata=off lab.node=";
     let fixed = "-nodefaults -no-user-config -no-reboot -display none -machine pc,graphics=off,hpet=on \
         -accel tcg -cpu max -m 512 -smp 1 -object rng-random,filename=/dev/urandom,id=rng0 \
         -device virtio-rng-pci,rng=rng0 -chardev file,id=con,path=console.log -serial chardev:con \
@@ -377,7 +411,7 @@ fn arguments(guest: &Guest, dir: &Path, disks: &[&Path]) -> Vec<String> {
     );
     add("-kernel", guest.vmlinux.display().to_string());
     add("-initrd", guest.initrd.display().to_string());
-    add("-append", kernel_line.to_owned());
+    add("-append", format!("{kernel_line}{node}"));
     for (i, disk) in disks.iter().enumerate() {
         add("-blockdev", blockdev(&format!("disk{i}"), disk).to_string());
         add(
@@ -386,6 +420,15 @@ fn arguments(guest: &Guest, dir: &Path, disks: &[&Path]) -> Vec<String> {
         );
     }
     args
+}
+
+fn network(node: u8, wire: Option<String>) -> Vec<String> {
+    let Some(wire) = wire else { return Vec::new() };
+    let netdev = format!("stream,id=wire,addr.type=unix,{wire}");
+    let device = format!("virtio-net-pci,netdev=wire,romfile=,mac=52:54:00:77:00:{node:02x}");
+    ["-netdev", &netdev, "-device", &device]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// Connects through the folder's descriptor: the path of a socket may have 107 bytes only.

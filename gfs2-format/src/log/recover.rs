@@ -160,11 +160,8 @@ pub fn write_clean_header(
         local: LocalStatfs::default(),
     };
     device.flush()?;
-    device.write_at(
-        geometry.byte_offset(header.addr),
-        &encode_header(&header, geometry),
-    )?;
-    device.flush()?;
+    let block = encode_header(&header, geometry);
+    device.write_fua(geometry.byte_offset(header.addr), &block)?;
     Ok(Head { header, position })
 }
 

@@ -1,7 +1,7 @@
 use super::super::*;
 use crate::Extent;
 use crate::addr::{BlockAddr, Jid, JournalBlock};
-use crate::device::BlockDevice;
+use crate::device::{BlockDevice, OverlayDevice};
 use crate::edit::{Block, BlockRead};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -158,6 +158,19 @@ fn a_second_recovery_finds_a_clean_journal_and_writes_nothing() {
     assert_eq!(second.head, first.head);
     assert_eq!(device.writes(), writes);
     assert_eq!(device.changes(), changes);
+}
+
+#[test]
+fn a_read_only_volume_is_recovered_in_an_overlay() {
+    let device = TestDevice::fixture("dirty4k");
+    let volume = Volume::open(&device).unwrap();
+    let overlay = OverlayDevice::new(&device, 4096, 16 << 20).unwrap();
+    let report = recover_journal(&overlay, &volume, &volume.journals[0], Jid::new(0), NOW).unwrap();
+    assert_eq!(report.counts.replayed, 22);
+    assert_eq!(device.writes(), 0);
+    let seen = Volume::open(&overlay).unwrap();
+    let plan = plan_recovery(&overlay, &seen.geometry, &seen.journals[0]).unwrap();
+    assert!(plan.unwrap().head.header.is_clean());
 }
 
 #[test]
