@@ -223,7 +223,7 @@ impl Journal {
         )))
     }
 
-    fn fail(&self, what: String) -> FsError {
+    pub(super) fn fail(&self, what: String) -> FsError {
         let health = self.writer.health();
         health.withdraw("journal::flush", &Cause::Consistency(what))
     }

@@ -4,6 +4,7 @@
 
 use super::rig::{Layout, begin, create_one, ex, fill_meta};
 use crate::glock::GlockName;
+use crate::journal::ail::Pick;
 use crate::journal::{FlushReason, Journal, LogDaemon, StatfsDelta, StopReason};
 use gfs2_format::device::{BlockDevice, MemDevice, RecordDevice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -227,6 +228,31 @@ fn folding_statfs_loses_no_count_of_others() {
     // A rolled back fold takes nothing.
     assert_eq!(begin(&journal).take_statfs().free, -2);
     assert_eq!(journal.local_statfs().free, -2);
+}
+
+#[test]
+fn a_header_alone_carries_the_numbers_of_the_last_commit_not_of_the_running_one() {
+    let layout = Layout::new(1024, 400);
+    let device = Arc::new(layout.device());
+    let journal = layout.mount(device.clone());
+    let count = |free: i64| {
+        let mut txn = begin(&journal);
+        txn.add_statfs(StatfsDelta {
+            free,
+            ..StatfsDelta::default()
+        });
+        txn.commit().unwrap()
+    };
+    count(-7);
+    journal.flush(FlushReason::Fsync).unwrap();
+    count(-100);
+    journal.write_in_place(Pick::Before(u64::MAX)).unwrap();
+    let token = journal.flush_token();
+    assert!(journal.move_tail(FlushReason::Ail.flags()).unwrap());
+    drop(token);
+    let image = MemDevice::clone(&device);
+    assert_eq!(layout.recover(&image).unwrap().change.free, -7);
+    assert_eq!(layout.statfs(&image, layout.master).1, super::rig::MASTER.1 - 7);
 }
 
 #[test]
