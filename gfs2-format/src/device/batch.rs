@@ -20,6 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Operations under way at once, per calling thread.
 const DEPTH: usize = 32;
+/// Entries of the submission queue. More than can be under way (and the driver's own notifier): were the queue ever
+/// full, the driver would reap completions while it submits, and then wait for them for ever.
+const QUEUE: u32 = 64;
+const _: () = assert!(QUEUE as usize > DEPTH + 1);
 /// Larger requests are cut into pieces of this many bytes.
 const PIECE: usize = 128 * 1024;
 /// Address alignment of the ring's buffers.
@@ -218,7 +222,7 @@ fn with_ring<T>(f: impl FnOnce(&mut Ring) -> io::Result<T>) -> Option<io::Result
 impl Ring {
     fn new(process: u32) -> io::Result<Self> {
         let proactor = Proactor::builder()
-            .capacity(DEPTH as u32)
+            .capacity(QUEUE)
             .driver_type(DriverType::IoUring)
             .build()?;
         Ok(Self {

@@ -294,6 +294,11 @@ impl FileDevice {
         self.block_device
     }
 
+    #[cfg(test)]
+    pub(super) fn file_for_tests(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
     fn check_write(&self, op: &'static str, offset: u64, len: u64) -> Result<()> {
         if self.read_only {
             let error = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);

@@ -144,6 +144,43 @@ fn large_batches_come_back_whole_from_the_ring() {
 }
 
 #[test]
+fn a_ring_is_not_waited_for_when_everything_is_done_at_once() {
+    // Cached reads end while they are submitted. Many fresh threads: each has a ring whose first batch is full.
+    let dir = tempfile::tempdir().unwrap();
+    let device = OpenOptions::new()
+        .create(SIZE)
+        .open(dir.path().join("file"))
+        .unwrap();
+    device.write_at(0, &pattern(1, SIZE as usize)).unwrap();
+    let (done, wait) = std::sync::mpsc::channel();
+    let device = Arc::new(device);
+    for thread in 0..8u64 {
+        let (device, done) = (Arc::clone(&device), done.clone());
+        std::thread::spawn(move || {
+            let mut memory = vec![vec![0; 4096]; 300];
+            let file = device.file_for_tests();
+            let mut requests: Vec<ReadRequest<'_>> = memory
+                .iter_mut()
+                .zip(0u64..)
+                .map(|(buf, n)| ReadRequest {
+                    offset: (n * 7 + thread) % 500 * 4096,
+                    buf,
+                })
+                .collect();
+            let plain = |_: u64, _: &mut [u8]| -> Result<()> { panic!("the ring did not do it") };
+            if batch::ring_available() {
+                batch::read(Engine::Auto, &file, &mut requests, &plain).unwrap();
+            }
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..8 {
+        wait.recv_timeout(std::time::Duration::from_secs(60))
+            .expect("a batch hangs");
+    }
+}
+
+#[test]
 fn direct_io_takes_any_memory_and_any_offset() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");

@@ -1,0 +1,300 @@
+//! The state of a check, and its two gates: every finding goes through `found`, every pointer through `claim`.
+//!
+//! A check walks the volume once to observe. Only when blocks turn out to have several owners it walks again, quietly,
+//! to find out who they are. Invariants: a block that has been claimed before is never descended into again, so
+//! cycles end; memory is bounded by two bits a block of used groups, 32 bytes an inode, and what one directory or one
+//! path of a tree holds.
+
+use crate::observed::{Code, Observed};
+use crate::problem::{Class, Kind, Problem};
+use crate::report::{Reporter, Stage};
+use crate::table::Inodes;
+use crate::{Outcome, pass};
+use gfs2_format::device::BlockDevice;
+use gfs2_format::ondisk::{BlockState, Superblock};
+use gfs2_format::{BlockAddr, Error, Expected, Geometry};
+use std::collections::BTreeMap;
+
+/// Blocks with several owners that are listed one by one.
+const DUPLICATES_LISTED: usize = 65536;
+
+/// Why a check ends early.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// A fatal finding has been reported.
+    Fatal,
+    /// The device or the caller's request is at fault.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(e: Error) -> Self {
+        Self::Failed(e)
+    }
+}
+
+/// Result of a step of the check.
+pub(crate) type Step<T = ()> = Result<T, Stop>;
+
+/// What a pointer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    Data,
+    Indirect,
+    Hash,
+    Leaf,
+    EaList,
+    Ea,
+    EaValue,
+}
+
+impl Role {
+    const fn field(self) -> &'static str {
+        match self {
+            Self::Data | Self::Indirect | Self::Hash => "pointer",
+            Self::Leaf => "leaf pointer",
+            Self::EaList => "di_eattr",
+            Self::Ea => "EA block pointer",
+            Self::EaValue => "EA value pointer",
+        }
+    }
+
+    const fn is_xattr(self) -> bool {
+        matches!(self, Self::EaList | Self::Ea | Self::EaValue)
+    }
+}
+
+/// What came of claiming a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// The first owner: go on into it.
+    First,
+    /// It has an owner already: it counts as owned, but nothing is read again.
+    Again,
+    /// No block of this volume's groups: it does not even count.
+    Nowhere,
+}
+
+/// Who uses a block that several use.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Owners {
+    count: u64,
+    first: Option<(BlockAddr, Role)>,
+    last: Option<(BlockAddr, Role)>,
+    metadata: bool,
+    xattr: bool,
+}
+
+/// See the module documentation.
+pub(crate) struct Check<'a> {
+    pub(crate) device: &'a dyn BlockDevice,
+    pub(crate) geometry: Geometry,
+    pub(crate) superblock: Superblock,
+    reporter: &'a mut dyn Reporter,
+    pub(crate) outcome: Outcome,
+    /// A finding that may go on in the next block.
+    pending: Option<Problem>,
+    pub(crate) observed: Observed,
+    pub(crate) inodes: Inodes,
+    pub(crate) directories: pass::directories::Found,
+    /// Blocks with several owners; the second walk fills in who.
+    shared: BTreeMap<BlockAddr, Owners>,
+    shared_unlisted: u64,
+    /// The second walk: look for owners, report nothing.
+    searching: bool,
+}
+
+impl<'a> Check<'a> {
+    pub(crate) fn new(
+        device: &'a dyn BlockDevice,
+        geometry: Geometry,
+        superblock: Superblock,
+        reporter: &'a mut dyn Reporter,
+        outcome: Outcome,
+    ) -> Self {
+        Self {
+            device,
+            geometry,
+            superblock,
+            reporter,
+            outcome,
+            pending: None,
+            observed: Observed::default(),
+            inodes: Inodes::default(),
+            directories: pass::directories::Found::default(),
+            shared: BTreeMap::new(),
+            shared_unlisted: 0,
+            searching: false,
+        }
+    }
+
+    pub(crate) fn stage(&mut self, stage: Stage) {
+        self.settle();
+        self.reporter.stage(stage);
+    }
+
+    /// Is this the second walk?
+    pub(crate) const fn is_search(&self) -> bool {
+        self.searching
+    }
+
+    /// The one gate for findings.
+    pub(crate) fn found(&mut self, problem: Problem) {
+        if self.searching {
+            return;
+        }
+        if let Some(pending) = &mut self.pending
+            && pending.continued_by(&problem)
+        {
+            pending.blocks = pending.blocks.saturating_add(problem.blocks);
+            return;
+        }
+        self.settle();
+        self.pending = Some(problem);
+    }
+
+    /// Hands on the finding that waits for its continuation.
+    pub(crate) fn settle(&mut self) {
+        let Some(problem) = self.pending.take() else {
+            return;
+        };
+        match problem.kind.class() {
+            Class::Warning => self.outcome.warnings += 1,
+            Class::Error | Class::Fatal => self.outcome.errors += 1,
+        }
+        self.reporter.problem(&problem);
+    }
+
+    /// A fatal finding: to be returned as error.
+    pub(crate) fn fatal(&mut self, problem: Problem) -> Stop {
+        self.found(problem);
+        self.settle();
+        Stop::Fatal
+    }
+
+    /// What an error of a read or a decoder means for block `addr` of `inode`.
+    pub(crate) fn error(&mut self, kind: Kind, inode: Option<BlockAddr>, addr: BlockAddr, error: &Error) {
+        let mut problem = match error {
+            Error::Corrupt(corrupt) => Problem::from_corrupt(kind, corrupt),
+            _ => {
+                let errno = match error {
+                    Error::Io { source, .. } => source.raw_os_error().unwrap_or_default(),
+                    _ => 0,
+                };
+                if !self.searching {
+                    self.outcome.unreadable += 1;
+                }
+                let rule = Expected::Rule("a block that can be read");
+                Problem::new(
+                    Kind::Unreadable,
+                    addr,
+                    "errno",
+                    u64::from(errno.unsigned_abs()),
+                    rule,
+                )
+            }
+        };
+        problem.inode = inode;
+        self.found(problem);
+    }
+
+    /// The one gate for pointers: `inode` uses block `raw` for `role`, as block `at` says.
+    pub(crate) fn claim(&mut self, inode: BlockAddr, role: Role, raw: u64, at: BlockAddr) -> Claim {
+        let addr = BlockAddr::new(raw);
+        let Some(slot) = self.observed.locate(addr) else {
+            self.stray(inode, role, raw, at);
+            return Claim::Nowhere;
+        };
+        if self.searching {
+            return self.note_owner(inode, role, addr);
+        }
+        let code = self.observed.code(slot);
+        if code == Code::Seen {
+            self.share(addr);
+            return Claim::Again;
+        }
+        if code != Code::Used && !self.observed.is_blind(slot) {
+            let found = self.observed.state(slot) as u64;
+            let expected = Expected::Value(BlockState::Used as u64);
+            self.found(Problem::new(Kind::NotMarked, addr, "block state", found, expected).of(inode));
+        }
+        // What claims to be an inode keeps that claim: it is looked at as one, too.
+        if code != Code::Inode {
+            self.observed.set_seen(slot);
+        }
+        Claim::First
+    }
+
+    fn stray(&mut self, inode: BlockAddr, role: Role, raw: u64, at: BlockAddr) {
+        let kind = match role {
+            Role::Data | Role::Indirect | Role::Hash => Kind::Pointer,
+            Role::Leaf => Kind::HashTable,
+            Role::EaList | Role::Ea | Role::EaValue => Kind::EaPointer,
+        };
+        let expected = Expected::Rule("a block of a resource group");
+        self.found(Problem::new(kind, at, role.field(), raw, expected).of(inode));
+    }
+
+    /// Notes that a block has more than one owner.
+    pub(crate) fn share(&mut self, addr: BlockAddr) {
+        if self.shared.len() < DUPLICATES_LISTED || self.shared.contains_key(&addr) {
+            self.shared.entry(addr).or_default();
+        } else {
+            self.shared_unlisted += 1;
+        }
+    }
+
+    fn note_owner(&mut self, inode: BlockAddr, role: Role, addr: BlockAddr) -> Claim {
+        let Some(owners) = self.shared.get_mut(&addr) else {
+            return Claim::First;
+        };
+        owners.count += 1;
+        owners.metadata |= role != Role::Data;
+        owners.xattr |= role.is_xattr();
+        owners.last = Some((inode, role));
+        if owners.first.is_some() {
+            return Claim::Again;
+        }
+        owners.first = owners.last;
+        Claim::First
+    }
+
+    pub(crate) fn has_shared(&self) -> bool {
+        !self.shared.is_empty()
+    }
+
+    pub(crate) fn begin_search(&mut self) {
+        self.settle();
+        self.searching = true;
+    }
+
+    /// Ends the second walk and reports the blocks with several owners.
+    pub(crate) fn end_search(&mut self) {
+        self.searching = false;
+        for (addr, owners) in std::mem::take(&mut self.shared) {
+            let kind = match owners {
+                Owners { xattr: true, .. } => Kind::DuplicateXattr,
+                Owners { metadata: true, .. } => Kind::DuplicateMetadata,
+                _ => Kind::Duplicate,
+            };
+            let mut problem = Problem::new(kind, addr, "owners", owners.count, Expected::Value(1));
+            problem.inode = owners.first.map(|(inode, _)| inode);
+            if let Some((other, _)) = owners.last {
+                problem = problem.named(format!("also of inode {other}").as_bytes());
+            }
+            self.found(problem);
+        }
+        if self.shared_unlisted > 0 {
+            let sb = self.geometry.superblock();
+            let more = Problem::new(
+                Kind::DuplicateMany,
+                sb,
+                "claims",
+                self.shared_unlisted,
+                Expected::Value(0),
+            );
+            self.found(more);
+        }
+        self.settle();
+    }
+}

@@ -1,0 +1,408 @@
+//! Every inode the bitmaps show: its dinode, the tree of its pointers, its extended attributes.
+//!
+//! Inodes come in disk order, some hundred at a time; the metadata blocks below them wait in a stack of which the top
+//! is read at once, sorted. Invariants: no recursion; the stack holds at most what a few blocks at each level point
+//! to; a block with an owner is not entered again; data is never read.
+
+use crate::check::{Check, Claim, Role, Step};
+use crate::observed::Code;
+use crate::pass::tree::pointers;
+use crate::problem::{Kind, Problem};
+use crate::reader::Reader;
+use crate::table::Inode;
+use gfs2_format::geometry::MAX_DIR_DEPTH;
+use gfs2_format::ondisk::{
+    DINODE_SIZE, Dinode, DinodeFlags, FileType, META_HEADER_SIZE, MetaHeader, MetaType, view,
+};
+use gfs2_format::{BlockAddr, Expected};
+
+/// Inodes looked at together.
+const INODES: usize = 1024;
+/// Metadata blocks read together: what each points to goes on the stack.
+const BLOCKS: usize = 256;
+
+/// An inode whose tree is being walked.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) addr: BlockAddr,
+    is_dir: bool,
+    is_exhash: bool,
+    /// Blocks owned, as counted.
+    pub(crate) blocks: u64,
+    /// `di_blocks`.
+    claimed: u64,
+}
+
+/// What a metadata block on the stack is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Indirect block with so many levels below it (1: it points to data).
+    Indirect(u16),
+    /// List of xattr blocks.
+    EaList,
+    /// Xattr block.
+    Ea,
+    /// Block of an xattr's value.
+    EaValue,
+}
+
+/// A metadata block to be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Task {
+    pub(crate) block: BlockAddr,
+    /// Index of its inode among the active ones.
+    pub(crate) owner: usize,
+    pub(crate) what: What,
+}
+
+/// A walk over some inodes.
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
+    pub(crate) active: Vec<Active>,
+    pub(crate) stack: Vec<Task>,
+}
+
+/// How an inode was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FoundBy {
+    /// Its bitmap says inode.
+    Bitmap {
+        /// In state unlinked.
+        unlinked: bool,
+    },
+    /// A directory entry leads to it, its bitmap does not say inode.
+    Entry,
+}
+
+impl Check<'_> {
+    /// The first walk.
+    pub(crate) fn inodes(&mut self, reader: &mut Reader<'_>) -> Step {
+        for group in 0..self.observed.groups().len() {
+            let mut from = Some(0);
+            while let Some(start) = from {
+                let Some(found) = self.observed.groups().get(group) else {
+                    break;
+                };
+                let data0 = found.layout.data0();
+                let batch: Vec<(u32, bool)> = found.with_code(Code::Inode, start).take(INODES).collect();
+                from = batch.last().and_then(|(index, _)| index.checked_add(1));
+                let batch: Vec<(BlockAddr, FoundBy)> = batch
+                    .into_iter()
+                    .filter_map(|(index, unlinked)| {
+                        let addr = data0.checked_add(u64::from(index))?;
+                        Some((addr, FoundBy::Bitmap { unlinked }))
+                    })
+                    .collect();
+                self.walk_inodes(reader, &batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// The second walk: the same inodes again.
+    pub(crate) fn inodes_again(&mut self, reader: &mut Reader<'_>) {
+        let all: Vec<(BlockAddr, FoundBy)> = self
+            .inodes
+            .iter()
+            .map(|inode| {
+                let unlinked = inode.unlinked;
+                (inode.addr, FoundBy::Bitmap { unlinked })
+            })
+            .collect();
+        for batch in all.chunks(INODES) {
+            self.walk_inodes(reader, batch);
+        }
+    }
+
+    /// Looks at these inodes (ascending) and everything below them but leaves.
+    pub(crate) fn walk_inodes(&mut self, reader: &mut Reader<'_>, batch: &[(BlockAddr, FoundBy)]) {
+        let addrs: Vec<BlockAddr> = batch.iter().map(|(addr, _)| *addr).collect();
+        let mut walk = Walk::default();
+        reader.blocks(&addrs, |index, bytes| {
+            let Some((addr, by)) = batch.get(index).copied() else {
+                return;
+            };
+            match bytes {
+                Ok(bytes) => self.inode(&mut walk, addr, by, bytes),
+                Err(e) => self.error(Kind::NotADinode, Some(addr), addr, e),
+            }
+        });
+        while !walk.stack.is_empty() {
+            let keep = walk.stack.len().saturating_sub(BLOCKS);
+            let mut tasks = walk.stack.split_off(keep);
+            tasks.sort_unstable_by_key(|task| task.block);
+            let addrs: Vec<BlockAddr> = tasks.iter().map(|task| task.block).collect();
+            reader.blocks(&addrs, |index, bytes| {
+                let (Some(task), Some(inode)) = (
+                    tasks.get(index),
+                    tasks.get(index).and_then(|t| walk.active.get(t.owner)),
+                ) else {
+                    return;
+                };
+                let inode = inode.addr;
+                match bytes {
+                    Ok(bytes) => self.metadata(&mut walk, *task, inode, bytes),
+                    Err(e) => self.error(Kind::IndirectType, Some(inode), task.block, e),
+                }
+            });
+        }
+        for active in walk.active {
+            if active.is_exhash {
+                self.directories.note_blocks(active.addr, active.blocks);
+            } else if active.blocks != active.claimed {
+                let expected = Expected::Value(active.blocks);
+                self.found(
+                    Problem::new(
+                        Kind::DinodeBlocks,
+                        active.addr,
+                        "di_blocks",
+                        active.claimed,
+                        expected,
+                    )
+                    .of(active.addr),
+                );
+            }
+        }
+    }
+
+    fn metadata(&mut self, walk: &mut Walk, task: Task, inode: BlockAddr, bytes: &[u8]) {
+        let kind = match task.what {
+            What::Indirect(below) => {
+                if let Err(e) = MetaHeader::check(bytes, task.block, MetaType::In) {
+                    return self.error(Kind::IndirectType, Some(inode), task.block, &e);
+                }
+                return self.follow(
+                    walk,
+                    task.owner,
+                    task.block,
+                    pointers(bytes, META_HEADER_SIZE),
+                    below,
+                );
+            }
+            What::EaList => MetaType::In,
+            What::Ea => MetaType::Ea,
+            What::EaValue => MetaType::Ed,
+        };
+        if let Err(e) = MetaHeader::check(bytes, task.block, kind) {
+            return self.error(Kind::EaBlock, Some(inode), task.block, &e);
+        }
+        match task.what {
+            What::EaList => self.ea_list(walk, task, bytes),
+            What::Ea => self.ea_block(walk, task, bytes),
+            What::Indirect(_) | What::EaValue => {}
+        }
+    }
+
+    /// Claims what a dinode or indirect block points to; `below`: levels below that block.
+    fn follow(
+        &mut self,
+        walk: &mut Walk,
+        owner: usize,
+        at: BlockAddr,
+        pointers: impl Iterator<Item = u64>,
+        below: u16,
+    ) {
+        let Some(active) = walk.active.get_mut(owner) else {
+            return;
+        };
+        let role = match below {
+            1 if active.is_dir => Role::Hash,
+            1 => Role::Data,
+            _ => Role::Indirect,
+        };
+        for raw in pointers.filter(|raw| *raw != 0) {
+            let claim = self.claim(active.addr, role, raw, at);
+            if claim != Claim::Nowhere {
+                active.blocks = active.blocks.saturating_add(1);
+            }
+            if claim == Claim::First && below > 1 {
+                walk.stack.push(Task {
+                    block: BlockAddr::new(raw),
+                    owner,
+                    what: What::Indirect(below - 1),
+                });
+            }
+        }
+    }
+
+    fn inode(&mut self, walk: &mut Walk, addr: BlockAddr, by: FoundBy, bytes: &[u8]) {
+        if let Err(e) = MetaHeader::check(bytes, addr, MetaType::Di) {
+            self.forget(addr);
+            return self.error(Kind::NotADinode, None, addr, &e);
+        }
+        let Ok(di) = view::<Dinode>(bytes, 0, addr) else {
+            return;
+        };
+        let followed = self.check_dinode(addr, di);
+        let unlinked = by == FoundBy::Bitmap { unlinked: true };
+        if !self.is_search() {
+            self.inodes.add(Inode {
+                addr,
+                formal: di.num.formal_ino.get(),
+                nlink: di.nlink.get(),
+                links: 0,
+                kind: di.file_type(),
+                unlinked,
+                skipped: !followed,
+            });
+            if unlinked {
+                let links = u64::from(di.nlink.get());
+                self.found(
+                    Problem::new(Kind::Unlinked, addr, "di_nlink", links, Expected::Value(0)).of(addr),
+                );
+            }
+        }
+        if !followed {
+            return;
+        }
+        let owner = walk.active.len();
+        let is_exhash = di.flags().contains(DinodeFlags::EXHASH);
+        walk.active.push(Active {
+            addr,
+            is_dir: di.is_dir(),
+            is_exhash,
+            blocks: 1,
+            claimed: di.blocks.get(),
+        });
+        let height = di.height.get();
+        if height > 0 {
+            let top = pointers(bytes, DINODE_SIZE).take(self.geometry.diptrs() as usize);
+            self.follow(walk, owner, addr, top, height);
+        }
+        let eattr = di.eattr.get();
+        if eattr != 0 {
+            let list = di.flags().contains(DinodeFlags::EA_INDIRECT);
+            let (role, what) = if list {
+                (Role::EaList, What::EaList)
+            } else {
+                (Role::Ea, What::Ea)
+            };
+            self.claim_xattr(walk, owner, addr, eattr, role, what);
+        }
+    }
+
+    /// A block that is no inode after all: nobody misses it, but a pointer to it is no surprise.
+    fn forget(&mut self, addr: BlockAddr) {
+        if let Some(slot) = self.observed.locate(addr) {
+            self.observed.set_seen(slot);
+        }
+    }
+
+    /// Checks the dinode by itself; answers whether its pointers can be followed.
+    fn check_dinode(&mut self, addr: BlockAddr, di: &Dinode) -> bool {
+        let mut wrong = |kind, field, found: u64, expected| {
+            self.found(Problem::new(kind, addr, field, found, expected).of(addr));
+        };
+        if di.num.addr.get() != addr.get() {
+            wrong(
+                Kind::DinodeAddress,
+                "no_addr",
+                di.num.addr.get(),
+                Expected::Value(addr.get()),
+            );
+        }
+        if di.num.formal_ino.get() == 0 {
+            wrong(
+                Kind::DinodeFormal,
+                "no_formal_ino",
+                0,
+                Expected::Range(1, u64::MAX),
+            );
+        }
+        let kind = di.file_type();
+        if kind.is_none() {
+            let rule = Expected::Rule("a mode with a file type");
+            wrong(Kind::DinodeMode, "di_mode", u64::from(di.mode.get()), rule);
+        }
+        let flags = di.flags();
+        if flags.contains(DinodeFlags::TRUNC_IN_PROG) {
+            let rule = Expected::Rule("no GFS2_DIF_TRUNC_IN_PROG");
+            wrong(
+                Kind::TruncateInProgress,
+                "di_flags",
+                u64::from(flags.bits()),
+                rule,
+            );
+        }
+        self.check_goal(addr, di);
+        self.check_layout(addr, di)
+    }
+
+    fn check_goal(&mut self, addr: BlockAddr, di: &Dinode) {
+        // Inodes of the system tree have goals of their own; the kernel does not look at them.
+        if di.flags().contains(DinodeFlags::SYSTEM) {
+            return;
+        }
+        let sb = self.geometry.superblock().get();
+        let end = self
+            .observed
+            .groups()
+            .last()
+            .map_or(self.geometry.end(), |g| g.layout.end().get());
+        let goal = di.goal_meta.get();
+        if goal <= sb || goal > end {
+            let expected = Expected::Range(sb.saturating_add(1), end);
+            self.found(Problem::new(Kind::DinodeGoal, addr, "di_goal_meta", goal, expected).of(addr));
+        }
+    }
+
+    /// Height, depth, size, flags: do they describe a layout?
+    fn check_layout(&mut self, addr: BlockAddr, di: &Dinode) -> bool {
+        let (height, depth, size) = (di.height.get(), di.depth.get(), di.size.get());
+        let (max_height, stuffed) = (self.geometry.max_height(), self.geometry.max_stuffed());
+        let initial = self.geometry.initial_dir_depth();
+        let flags = di.flags();
+        let mut wrong = |kind, field, found: u64, expected| {
+            self.found(Problem::new(kind, addr, field, found, expected).of(addr));
+        };
+        if height > max_height {
+            let expected = Expected::Range(0, u64::from(max_height));
+            wrong(Kind::DinodeHeight, "di_height", u64::from(height), expected);
+            return false;
+        }
+        let exhash = flags.contains(DinodeFlags::EXHASH);
+        let least = if exhash { initial } else { 0 };
+        if depth > MAX_DIR_DEPTH || depth < least {
+            let expected = Expected::Range(u64::from(least), u64::from(MAX_DIR_DEPTH));
+            wrong(Kind::DinodeHeight, "di_depth", u64::from(depth), expected);
+            return false;
+        }
+        let is_dir = di.is_dir();
+        if exhash && !is_dir {
+            let rule = Expected::Rule("no GFS2_DIF_EXHASH on what is no directory");
+            wrong(Kind::DinodeFlags, "di_flags", u64::from(flags.bits()), rule);
+        }
+        if flags.contains(DinodeFlags::EA_INDIRECT) && di.eattr.get() == 0 {
+            let rule = Expected::Rule("no GFS2_DIF_EA_INDIRECT without attributes");
+            wrong(Kind::DinodeFlags, "di_flags", u64::from(flags.bits()), rule);
+        }
+        if is_dir && !flags.contains(DinodeFlags::JDATA) {
+            let rule = Expected::Rule("GFS2_DIF_JDATA on a directory");
+            wrong(Kind::DinodeFlags, "di_flags", u64::from(flags.bits()), rule);
+        }
+        if height == 0 && size > stuffed {
+            wrong(Kind::DinodeSize, "di_size", size, Expected::Range(0, stuffed));
+        }
+        match di.file_type() {
+            Some(FileType::Dir) if exhash => {
+                let table = 8u64 << depth;
+                if size != table {
+                    wrong(Kind::TableSize, "di_size", size, Expected::Value(table));
+                }
+            }
+            Some(FileType::Dir) if height != 0 => {
+                wrong(
+                    Kind::DinodeHeight,
+                    "di_height",
+                    u64::from(height),
+                    Expected::Value(0),
+                );
+            }
+            Some(FileType::Symlink) if size == 0 || height != 0 => {
+                wrong(Kind::DinodeSize, "di_size", size, Expected::Range(1, stuffed));
+            }
+            _ => {}
+        }
+        true
+    }
+}

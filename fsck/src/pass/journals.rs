@@ -1,0 +1,235 @@
+//! Journals: their files, their rings of headers, and whether (and how) they have to be replayed.
+
+use crate::check::{Check, Step};
+use crate::pass::system::System;
+use crate::problem::{Kind, Problem};
+use gfs2_format::log::{DeviceJournal, JournalRead, decode_header, find_head, plan_recovery};
+use gfs2_format::volume::{DeviceReader, JournalFile, map_journal};
+use gfs2_format::{BlockAddr, Error, Expected, Jid, JournalBlock};
+
+/// Bytes of a journal read at a time.
+const STEP: usize = 1 << 20;
+
+/// What is known of one journal.
+#[derive(Clone, Debug)]
+pub(crate) struct Journal {
+    pub(crate) file: JournalFile,
+    /// Has to be replayed.
+    pub(crate) dirty: bool,
+    /// Its replay was planned without a complaint.
+    pub(crate) replayable: bool,
+}
+
+impl Check<'_> {
+    /// Looks at every journal of the index.
+    pub(crate) fn journals(&mut self, system: &System) -> Step<Vec<Journal>> {
+        self.journal_index(system);
+        let geometry = self.geometry.clone();
+        let reader = DeviceReader::new(self.device, &geometry);
+        let mut journals = Vec::new();
+        for jid in 0..system.journals() {
+            let Some(dinode) = system.journal(jid) else {
+                break;
+            };
+            let name = format!("journal{jid}");
+            let inside = geometry.check_address(dinode.get(), dinode, "dirent", "no_addr");
+            match inside.and_then(|dinode| map_journal(&reader, dinode)) {
+                Ok(map) => {
+                    let file = JournalFile {
+                        jid: Jid::new(jid),
+                        dinode,
+                        map,
+                        statfs_change: system.node_file("statfs_change", jid),
+                        quota_change: system.node_file("quota_change", jid),
+                    };
+                    journals.push(self.journal(file)?);
+                }
+                Err(Error::Corrupt(corrupt)) => {
+                    let problem = Problem::from_corrupt(Kind::JournalInode, &corrupt);
+                    self.found(problem.of(dinode).named(name.as_bytes()));
+                }
+                Err(e) => self.error(Kind::JournalInode, Some(dinode), dinode, &e),
+            }
+        }
+        Ok(journals)
+    }
+
+    /// The index holds journal0, journal1, ... and nothing else.
+    fn journal_index(&mut self, system: &System) {
+        let Some(jindex) = system.file("jindex") else {
+            return;
+        };
+        let count = system.journals();
+        if count == 0 {
+            let expected = Expected::Rule("an entry named journal0");
+            self.found(Problem::new(Kind::Jindex, jindex, "journals", 0, expected).of(jindex));
+        }
+        let known = |name: &[u8]| {
+            name == b"." || name == b".." || (0..count).any(|jid| name == format!("journal{jid}").as_bytes())
+        };
+        for name in system.jindex.keys().filter(|name| !known(name)) {
+            let expected = Expected::Rule("the name of the next journal");
+            let problem = Problem::new(Kind::Jindex, jindex, "journals", u64::from(count), expected);
+            self.found(problem.of(jindex).named(name));
+        }
+    }
+
+    fn journal(&mut self, file: JournalFile) -> Step<Journal> {
+        let geometry = self.geometry.clone();
+        let map = file.map.clone();
+        let ring = DeviceJournal::new(self.device, &geometry, &map);
+        let at = file.dinode;
+        let name = format!("journal{}", file.jid);
+        let headers = match self.headers(&ring, at)? {
+            Some(headers) => headers,
+            None => {
+                return Ok(Journal {
+                    file,
+                    dirty: true,
+                    replayable: false,
+                });
+            }
+        };
+        if headers.count < 2 {
+            let expected = Expected::Range(2, u64::from(ring.ring().blocks()));
+            let problem = Problem::new(Kind::JournalHead, at, "valid headers", headers.count, expected);
+            self.found(problem.of(at).named(name.as_bytes()));
+            return Ok(Journal {
+                file,
+                dirty: true,
+                replayable: false,
+            });
+        }
+        let head = find_head(&ring, &geometry)?;
+        let position = head.map(|head| head.position);
+        // Around the ring the numbers grow, but for one step: behind the head, to the oldest header.
+        if headers.drops != 1 || position != headers.highest {
+            let found = position.map_or(0, |p| u64::from(p.get()));
+            let expected = headers.highest.map_or(0, |p| u64::from(p.get()));
+            let problem = Problem::new(
+                Kind::JournalSequence,
+                at,
+                "place of the newest header",
+                found,
+                Expected::Value(expected),
+            );
+            self.found(problem.of(at).named(name.as_bytes()));
+        }
+        if head.is_some_and(|head| head.header.is_clean()) {
+            return Ok(Journal {
+                file,
+                dirty: false,
+                replayable: true,
+            });
+        }
+        let flags = head.map_or(0, |head| u64::from(head.header.flags.bits()));
+        let block = position.and_then(|p| file.map.address(p)).unwrap_or(at);
+        let rule = Expected::Rule("GFS2_LOG_HEAD_UNMOUNT in the newest header");
+        let problem = Problem::new(Kind::JournalDirty, block, "lh_flags", flags, rule);
+        self.found(problem.of(at).named(name.as_bytes()));
+        let replayable = match plan_recovery(self.device, &geometry, &file) {
+            Ok(_) => true,
+            Err(Error::Corrupt(corrupt)) => {
+                let problem = Problem::from_corrupt(Kind::JournalReplay, &corrupt);
+                self.found(problem.of(at).named(name.as_bytes()));
+                false
+            }
+            Err(e) => {
+                self.error(Kind::JournalReplay, Some(at), at, &e);
+                false
+            }
+        };
+        Ok(Journal {
+            file,
+            dirty: true,
+            replayable,
+        })
+    }
+
+    /// Reads the whole ring; `None` when it cannot be read.
+    fn headers(&mut self, journal: &DeviceJournal<'_>, dinode: BlockAddr) -> Step<Option<Headers>> {
+        let block_len = self.geometry.block_len();
+        let blocks = journal.ring().blocks();
+        let step = u32::try_from((STEP / block_len).max(1)).unwrap_or(1);
+        let mut headers = Headers::default();
+        let mut buf = Vec::new();
+        let mut next = 0u32;
+        while next < blocks {
+            let count = step.min(blocks - next);
+            buf.resize((count as usize).saturating_mul(block_len), 0);
+            let first = JournalBlock::new(next);
+            if let Err(e) = journal.read(first, &mut buf) {
+                self.error(Kind::JournalHead, Some(dinode), journal.address(first), &e);
+                return Ok(None);
+            }
+            for (position, block) in (next..).map(JournalBlock::new).zip(buf.chunks_exact(block_len)) {
+                if let Some(header) = decode_header(block, Some(position)) {
+                    headers.add(position, header.sequence);
+                }
+            }
+            next = next.saturating_add(count);
+        }
+        headers.close();
+        Ok(Some(headers))
+    }
+}
+
+/// The sequence numbers of a ring.
+#[derive(Clone, Copy, Debug, Default)]
+struct Headers {
+    count: u64,
+    /// Places where the number does not grow, around the ring.
+    drops: u64,
+    /// Where the highest number is.
+    highest: Option<JournalBlock>,
+    first: u64,
+    last: u64,
+    most: u64,
+}
+
+impl Headers {
+    fn add(&mut self, position: JournalBlock, sequence: u64) {
+        if self.count == 0 {
+            self.first = sequence;
+        } else if sequence <= self.last {
+            self.drops += 1;
+        }
+        if self.count == 0 || sequence > self.most {
+            self.most = sequence;
+            self.highest = Some(position);
+        }
+        self.last = sequence;
+        self.count += 1;
+    }
+
+    fn close(&mut self) {
+        if self.count > 0 && self.first <= self.last {
+            self.drops += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(sequences: &[u64]) -> Headers {
+        let mut headers = Headers::default();
+        for (position, sequence) in (0..).map(JournalBlock::new).zip(sequences) {
+            headers.add(position, *sequence);
+        }
+        headers.close();
+        headers
+    }
+
+    #[test]
+    fn a_good_ring_drops_once() {
+        for good in [&[1, 2, 3][..], &[7, 8, 5, 6], &[9, 1, 2], &[10, 20, 3, 4]] {
+            assert_eq!(headers(good).drops, 1, "{good:?}");
+        }
+        for bad in [&[1, 1, 2][..], &[3, 2, 1], &[5, 1, 6, 2], &[4, 5, 4, 5]] {
+            assert_ne!(headers(bad).drops, 1, "{bad:?}");
+        }
+        assert_eq!(headers(&[7, 8, 5, 6]).highest, Some(JournalBlock::new(1)));
+    }
+}

@@ -1,0 +1,13 @@
+//! The passes, by subject: each looks at one thing and reports what is wrong with it.
+
+pub(crate) mod accounts;
+pub(crate) mod area;
+pub(crate) mod connectivity;
+pub(crate) mod directories;
+pub(crate) mod inodes;
+pub(crate) mod journals;
+pub(crate) mod leaves;
+pub(crate) mod rgrps;
+pub(crate) mod system;
+pub(crate) mod tree;
+pub(crate) mod xattrs;

@@ -1,0 +1,324 @@
+//! Resource groups: the index against itself, headers against the index, counts against the bitmaps.
+//!
+//! Fills what is known of every block. A group whose bitmap cannot be read stays in the check, with nothing believed
+//! of it; an index entry that makes no group is left out.
+
+use crate::check::{Check, Step};
+use crate::problem::{Kind, Problem};
+use crate::reader::Reader;
+use gfs2_format::bitmap::{BitmapSlice, RgrpLayout};
+use gfs2_format::ondisk::{BlockState, MetaHeader, MetaType, RINDEX_SIZE, Rgrp, RindexEntry, rgrp_crc, view};
+use gfs2_format::{BlockAddr, Error, Expected};
+use zerocopy::FromBytes;
+
+/// Bitmap bytes in memory while groups are loaded.
+const BITMAPS: usize = 8 << 20;
+/// `rg_flags` that are never stored.
+const CORE_FLAGS: u32 = 0xf000_0000;
+
+/// Sums over all groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) blocks: u64,
+    pub(crate) free: u64,
+    pub(crate) dinodes: u64,
+}
+
+/// A group being loaded.
+#[derive(Debug)]
+struct Loading {
+    layout: RgrpLayout,
+    /// Where the next group starts.
+    next: Option<BlockAddr>,
+    header: Option<Rgrp>,
+    bits: Vec<u8>,
+    /// Bitmap blocks that could be used.
+    good: u32,
+}
+
+impl Check<'_> {
+    /// Loads and checks every group of the index.
+    pub(crate) fn rgrps(
+        &mut self,
+        reader: &mut Reader<'_>,
+        rindex: BlockAddr,
+        content: &[u8],
+    ) -> Step<Totals> {
+        let layouts = self.layouts(rindex, content);
+        if layouts.is_empty() {
+            let expected = Expected::Rule("at least one resource group");
+            return Err(self.fatal(Problem::new(Kind::Rindex, rindex, "entries", 0, expected).of(rindex)));
+        }
+        let mut totals = Totals::default();
+        let mut from = 0;
+        while let Some(rest) = layouts.get(from..).filter(|rest| !rest.is_empty()) {
+            let mut bytes = 0usize;
+            let fits = |layout: &&RgrpLayout| {
+                bytes = bytes.saturating_add(layout.data() as usize / 4);
+                bytes <= BITMAPS
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let batch = rest.iter().take(count).enumerate().map(|(n, layout)| Loading {
+                layout: layout.clone(),
+                next: layouts
+                    .get(from.saturating_add(n).saturating_add(1))
+                    .map(RgrpLayout::addr),
+                header: None,
+                bits: Vec::new(),
+                good: 0,
+            });
+            let batch: Vec<Loading> = batch.collect();
+            self.load(reader, batch, &mut totals);
+            from = from.saturating_add(count);
+        }
+        self.unknown_groups(reader, rindex, &layouts);
+        Ok(totals)
+    }
+
+    /// The groups of the index, ascending, without those that make none.
+    fn layouts(&mut self, rindex: BlockAddr, content: &[u8]) -> Vec<RgrpLayout> {
+        let (entries, rest) = content.as_chunks::<RINDEX_SIZE>();
+        if !rest.is_empty() {
+            let expected = Expected::Rule("a multiple of 96");
+            let size = content.len() as u64;
+            self.found(Problem::new(Kind::RindexSize, rindex, "di_size", size, expected).of(rindex));
+        }
+        let mut layouts = Vec::new();
+        for (n, bytes) in entries.iter().enumerate() {
+            let Ok(entry) = RindexEntry::ref_from_bytes(bytes) else {
+                continue;
+            };
+            match RgrpLayout::check(entry, rindex, &self.geometry) {
+                Ok(layout) => layouts.push(layout),
+                Err(Error::Corrupt(corrupt)) => {
+                    let name = format!("entry {n}");
+                    let problem = Problem::from_corrupt(Kind::RindexEntry, &corrupt);
+                    self.found(problem.of(rindex).named(name.as_bytes()));
+                }
+                Err(e) => self.error(Kind::RindexEntry, Some(rindex), rindex, &e),
+            }
+        }
+        layouts.sort_by_key(RgrpLayout::addr);
+        let mut free_from = self.geometry.superblock().checked_add(1).unwrap_or_default();
+        layouts.retain(|layout| {
+            let fits = layout.addr() >= free_from;
+            if fits {
+                free_from = layout.end();
+            } else {
+                let expected = Expected::Range(free_from.get(), self.geometry.end());
+                let addr = layout.addr().get();
+                let problem = Problem::new(Kind::RindexEntry, rindex, "ri_addr", addr, expected);
+                self.found(problem.of(rindex));
+            }
+            fits
+        });
+        layouts
+    }
+
+    fn load(&mut self, reader: &mut Reader<'_>, mut batch: Vec<Loading>, totals: &mut Totals) {
+        let slices: Vec<(usize, BitmapSlice)> = batch
+            .iter()
+            .enumerate()
+            .flat_map(|(n, loading)| loading.layout.slices().map(move |slice| (n, slice)))
+            .collect();
+        let addrs: Vec<BlockAddr> = slices.iter().map(|(_, slice)| slice.block).collect();
+        reader.blocks(&addrs, |index, bytes| {
+            let Some((n, slice)) = slices.get(index) else {
+                return;
+            };
+            let Some(loading) = batch.get_mut(*n) else {
+                return;
+            };
+            let (kind, wanted) = match slice.index {
+                0 => (Kind::RgrpHeader, MetaType::Rg),
+                _ => (Kind::RgrpBitmap, MetaType::Rb),
+            };
+            let bits = bytes.map_err(Clone::clone).and_then(|bytes| {
+                MetaHeader::check(bytes, slice.block, wanted)?;
+                if slice.index == 0 {
+                    loading.header = Some(*view::<Rgrp>(bytes, 0, slice.block)?);
+                }
+                slice.bits(bytes)
+            });
+            match bits {
+                Ok(bits) => {
+                    loading.bits.extend_from_slice(bits);
+                    loading.good += 1;
+                }
+                Err(e) => self.error(kind, None, slice.block, &e),
+            }
+        });
+        for loading in batch {
+            self.group(loading, totals);
+        }
+    }
+
+    fn group(&mut self, loading: Loading, totals: &mut Totals) {
+        let layout = &loading.layout;
+        let whole = loading.good == layout.length();
+        if let Some(header) = &loading.header {
+            self.header(layout, loading.next, header);
+        }
+        let mut free = loading.header.map_or(0, |h| u64::from(h.free.get()));
+        let mut dinodes = loading.header.map_or(0, |h| u64::from(h.dinodes.get()));
+        if whole {
+            let counts = count(&loading.bits);
+            let [counted_free, _, unlinked, dinode] = counts;
+            let counted_dinodes = unlinked.saturating_add(dinode);
+            for (field, stored, counted) in [
+                ("rg_free", free, counted_free),
+                ("rg_dinodes", dinodes, counted_dinodes),
+            ] {
+                if stored != counted {
+                    let expected = Expected::Value(counted);
+                    self.found(Problem::new(
+                        Kind::RgrpCount,
+                        layout.addr(),
+                        field,
+                        stored,
+                        expected,
+                    ));
+                }
+            }
+            (free, dinodes) = (counted_free, counted_dinodes);
+        }
+        totals.blocks = totals.blocks.saturating_add(u64::from(layout.data()));
+        totals.free = totals.free.saturating_add(free);
+        totals.dinodes = totals.dinodes.saturating_add(dinodes);
+        let bits = whole.then_some(loading.bits.as_slice());
+        self.observed.push(loading.layout, bits);
+    }
+
+    fn header(&mut self, layout: &RgrpLayout, next: Option<BlockAddr>, header: &Rgrp) {
+        let at = layout.addr();
+        // Headers from before these fields existed hold zeroes.
+        let copies = [
+            ("rg_data0", header.data0.get(), layout.data0().get()),
+            ("rg_data", u64::from(header.data.get()), u64::from(layout.data())),
+            (
+                "rg_bitbytes",
+                u64::from(header.bitbytes.get()),
+                u64::from(layout.data() / 4),
+            ),
+        ];
+        if copies.iter().any(|(_, stored, _)| *stored != 0) {
+            for (field, stored, expected) in copies {
+                if stored != expected {
+                    self.found(Problem::new(
+                        Kind::RgrpField,
+                        at,
+                        field,
+                        stored,
+                        Expected::Value(expected),
+                    ));
+                }
+            }
+        }
+        let (stored, crc) = (header.crc.get(), rgrp_crc(header));
+        if stored != 0 && stored != crc {
+            let expected = Expected::Value(u64::from(crc));
+            self.found(Problem::new(
+                Kind::RgrpCrc,
+                at,
+                "rg_crc",
+                u64::from(stored),
+                expected,
+            ));
+        }
+        let flags = header.flags.get();
+        if flags & CORE_FLAGS != 0 {
+            let expected = Expected::Value(u64::from(flags & !CORE_FLAGS));
+            self.found(Problem::new(
+                Kind::RgrpFlags,
+                at,
+                "rg_flags",
+                u64::from(flags),
+                expected,
+            ));
+        }
+        // Zero before a group that was added later is what growing leaves.
+        let skip = u64::from(header.skip.get());
+        let distance = next.map_or(0, |next| next.get().saturating_sub(at.get()));
+        if skip != 0 && skip != distance {
+            self.found(Problem::new(
+                Kind::RgrpSkip,
+                at,
+                "rg_skip",
+                skip,
+                Expected::Value(distance),
+            ));
+        }
+    }
+
+    /// Looks for groups where the last known one says that there is one, or where a gap is left in the index.
+    fn unknown_groups(&mut self, reader: &mut Reader<'_>, rindex: BlockAddr, layouts: &[RgrpLayout]) {
+        let mut suspects: Vec<BlockAddr> = Vec::new();
+        for (n, layout) in layouts.iter().enumerate() {
+            let next = layouts.get(n.saturating_add(1)).map(RgrpLayout::addr);
+            let skip = reader
+                .block(layout.addr())
+                .ok()
+                .filter(|bytes| MetaHeader::check(bytes, layout.addr(), MetaType::Rg).is_ok())
+                .and_then(|bytes| view::<Rgrp>(bytes, 0, layout.addr()).ok())
+                .map_or(0, |header| u64::from(header.skip.get()));
+            let suspect = layout.addr().checked_add(skip);
+            let unknown =
+                |addr: &BlockAddr| skip != 0 && Some(*addr) != next && addr.get() < self.geometry.end();
+            suspects.extend(suspect.filter(unknown));
+            // Groups are laid out end to end: what comes right behind one is the next one.
+            let end = layout.end();
+            let gap = next
+                .map_or(self.geometry.end(), BlockAddr::get)
+                .saturating_sub(end.get());
+            suspects.extend((0..gap.min(4)).filter_map(|n| end.checked_add(n)));
+        }
+        let first = self.geometry.superblock().checked_add(1).unwrap_or_default();
+        suspects.push(first);
+        suspects.sort_unstable();
+        suspects.dedup();
+        suspects
+            .retain(|addr| addr.get() < self.geometry.end() && !layouts.iter().any(|l| l.contains(*addr)));
+        let mut missing = Vec::new();
+        reader.blocks(&suspects, |index, bytes| {
+            let (Some(addr), Ok(bytes)) = (suspects.get(index), bytes) else {
+                return;
+            };
+            if MetaHeader::check(bytes, *addr, MetaType::Rg).is_ok() {
+                missing.push(*addr);
+            }
+        });
+        for addr in missing {
+            let expected = Expected::Rule("an entry in the resource index");
+            self.found(Problem::new(Kind::RindexMissing, addr, "entries", 0, expected).of(rindex));
+        }
+    }
+}
+
+/// How many blocks are in each state.
+fn count(bits: &[u8]) -> [u64; 4] {
+    let mut counts = [0u64; 4];
+    let mut histogram = [0u64; 256];
+    for byte in bits {
+        if let Some(n) = histogram.get_mut(usize::from(*byte)) {
+            *n += 1;
+        }
+    }
+    for (byte, n) in (0u8..=255).zip(histogram) {
+        for shift in [0, 2, 4, 6] {
+            if let Some(sum) = counts.get_mut(BlockState::from_bits(byte >> shift) as usize) {
+                *sum += n;
+            }
+        }
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_counted() {
+        assert_eq!(count(&[0b11_10_01_00, 0, 0b01_01_01_11]), [5, 4, 1, 2]);
+    }
+}

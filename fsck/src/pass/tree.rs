@@ -1,0 +1,64 @@
+//! Lists the blocks of a small file (a system file, a hash table) in logical order, tolerant of holes and bad blocks.
+//!
+//! Invariants: level by level, no recursion; never more pointers in memory than the file has blocks, and no more
+//! levels than the height says.
+
+use crate::reader::Reader;
+use gfs2_format::ondisk::{DINODE_SIZE, Dinode, META_HEADER_SIZE, MetaHeader, MetaType};
+use gfs2_format::{BlockAddr, Geometry};
+
+/// The pointers in `bytes` from byte `from` on.
+pub(crate) fn pointers(bytes: &[u8], from: usize) -> impl Iterator<Item = u64> + '_ {
+    let (words, _) = bytes.get(from..).unwrap_or_default().as_chunks::<8>();
+    words.iter().map(|word| u64::from_be_bytes(*word))
+}
+
+/// The first `count` blocks of the file; `None` for holes and for what cannot be followed.
+pub(crate) fn list_blocks(
+    reader: &mut Reader<'_>,
+    geometry: &Geometry,
+    dinode: &Dinode,
+    block: &[u8],
+    count: u64,
+) -> Vec<Option<BlockAddr>> {
+    let height = dinode.height.get().min(geometry.max_height());
+    let in_volume = |raw: u64| (raw != 0 && raw < geometry.end()).then(|| BlockAddr::new(raw));
+    if height == 0 {
+        return Vec::new();
+    }
+    // How many pointers of each level are needed: at the bottom one a block, above it one an indirect block.
+    let needed = |level: u16| {
+        let below = (0..height.saturating_sub(level).saturating_sub(1))
+            .fold(1u64, |n, _| n.saturating_mul(geometry.inptrs()));
+        usize::try_from(count.div_ceil(below)).unwrap_or(usize::MAX)
+    };
+    let top = pointers(block, DINODE_SIZE).take(geometry.diptrs() as usize);
+    let mut level: Vec<Option<BlockAddr>> = top.take(needed(0)).map(in_volume).collect();
+    for depth in 1..height {
+        let want = needed(depth);
+        let fanout = geometry.inptrs() as usize;
+        let mut next: Vec<Option<BlockAddr>> = vec![None; level.len().saturating_mul(fanout).min(want)];
+        let mut order: Vec<(BlockAddr, usize)> = level
+            .iter()
+            .enumerate()
+            .filter_map(|(n, addr)| addr.map(|addr| (addr, n)))
+            .collect();
+        order.sort_unstable();
+        let addrs: Vec<BlockAddr> = order.iter().map(|(addr, _)| *addr).collect();
+        reader.blocks(&addrs, |index, bytes| {
+            let (Ok(bytes), Some((addr, place))) = (bytes, order.get(index)) else {
+                return;
+            };
+            if MetaHeader::check(bytes, *addr, MetaType::In).is_err() {
+                return;
+            }
+            let start = place.saturating_mul(fanout);
+            let targets = next.get_mut(start..).unwrap_or_default().iter_mut();
+            for (target, raw) in targets.zip(pointers(bytes, META_HEADER_SIZE).take(fanout)) {
+                *target = in_volume(raw);
+            }
+        });
+        level = next;
+    }
+    level
+}
