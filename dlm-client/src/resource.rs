@@ -1,6 +1,7 @@
 //! Names of lockable resources: 1 to 64 arbitrary bytes, kept without allocation.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use crate::LockError;
 
@@ -8,8 +9,9 @@ use crate::LockError;
 pub const RESNAME_MAX: usize = 64;
 
 /// The name of a resource.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ResName {
+    /// Zero beyond `len`.
     bytes: [u8; RESNAME_MAX],
     len: u8,
 }
@@ -34,6 +36,13 @@ impl ResName {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or(&[])
+    }
+}
+
+/// Only the bytes of the name: most are far shorter than the longest.
+impl Hash for ResName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
     }
 }
 

@@ -26,6 +26,7 @@ mod journal;
 mod layout;
 mod options;
 mod plan;
+pub mod probe;
 mod system;
 mod write;
 

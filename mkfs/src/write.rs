@@ -100,7 +100,11 @@ fn zero(device: &dyn BlockDevice, start: u64, end: u64) -> Result<()> {
 }
 
 /// Runs `work(state, item)` for every item on several threads, each with a state of its own; stops at the first error.
-fn for_each<S>(items: u64, state: impl Fn() -> S + Sync, work: impl Fn(&mut S, u64) -> Result<()> + Sync) -> Result<()> {
+fn for_each<S>(
+    items: u64,
+    state: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, u64) -> Result<()> + Sync,
+) -> Result<()> {
     let next = AtomicU64::new(0);
     let failure: OnceLock<Error> = OnceLock::new();
     let run = || {
@@ -117,7 +121,9 @@ fn for_each<S>(items: u64, state: impl Fn() -> S + Sync, work: impl Fn(&mut S, u
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = threads.min(MAX_THREADS).min(usize::try_from(items).unwrap_or(MAX_THREADS));
+    let threads = threads
+        .min(MAX_THREADS)
+        .min(usize::try_from(items).unwrap_or(MAX_THREADS));
     std::thread::scope(|scope| {
         for n in 1..threads {
             // Where no thread can be started, the ones there are do the work.
@@ -141,22 +147,26 @@ fn write_journals(device: &dyn BlockDevice, plan: &Plan, progress: &dyn Progress
     let chunks = plan.layout().journal_file().div_ceil(per_chunk);
     // A buffer, and whether all of it holds log headers from the last time.
     let state = || (vec![0; CHUNK], false);
-    for_each(plan.layout().journals() * chunks, state, |(buf, holds_log), item| {
-        let (jid, chunk) = (item / chunks, item % chunks);
-        let (Some(journal), Some(rgrp)) = (plan.journal(&crc, jid), plan.layout().rgrp(jid)) else {
-            return Ok(());
-        };
-        let from = chunk * per_chunk;
-        let count = per_chunk.min(journal.blocks() - from);
-        let bytes = &mut buf[..(count << shift) as usize];
-        journal.render(from, bytes, *holds_log);
-        *holds_log = journal.is_log(from) && (*holds_log || count == per_chunk);
-        device.write_at((rgrp.data0 + from) << shift, bytes)?;
-        if chunk + 1 == chunks {
-            progress.advance(1);
-        }
-        Ok(())
-    })
+    for_each(
+        plan.layout().journals() * chunks,
+        state,
+        |(buf, holds_log), item| {
+            let (jid, chunk) = (item / chunks, item % chunks);
+            let (Some(journal), Some(rgrp)) = (plan.journal(&crc, jid), plan.layout().rgrp(jid)) else {
+                return Ok(());
+            };
+            let from = chunk * per_chunk;
+            let count = per_chunk.min(journal.blocks() - from);
+            let bytes = &mut buf[..(count << shift) as usize];
+            journal.render(from, bytes, *holds_log);
+            *holds_log = journal.is_log(from) && (*holds_log || count == per_chunk);
+            device.write_at((rgrp.data0 + from) << shift, bytes)?;
+            if chunk + 1 == chunks {
+                progress.advance(1);
+            }
+            Ok(())
+        },
+    )
 }
 
 fn write_rgrps(device: &dyn BlockDevice, plan: &Plan, progress: &dyn Progress) -> Result<()> {
@@ -188,7 +198,11 @@ fn write_rgrp(
     };
     let head = plan.render_rgrp(buffer, &rgrp);
     // The gap before the first group is wiped with the superblock.
-    let gap = if index == 0 { 0 } else { rgrp.addr - layout.gap_start(index) };
+    let gap = if index == 0 {
+        0
+    } else {
+        rgrp.addr - layout.gap_start(index)
+    };
     let gap = (gap << shift) as usize;
     let zeroed = plan.zeroed_head(&rgrp);
     let start = rgrp.addr << shift;

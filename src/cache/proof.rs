@@ -1,6 +1,6 @@
 //! What proves that a caller holds a lock.
 
-use crate::glock::GlockName;
+use crate::glock::{GlockGuard, GlockName, State};
 
 /// A held glock: whoever reads or changes a block shows the one that protects it.
 ///
@@ -20,5 +20,15 @@ impl<T: LockProof + ?Sized> LockProof for &T {
 
     fn is_exclusive(&self) -> bool {
         (**self).is_exclusive()
+    }
+}
+
+impl LockProof for GlockGuard {
+    fn name(&self) -> GlockName {
+        self.glock().name()
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.state() == State::Ex
     }
 }

@@ -424,7 +424,7 @@ impl Machine {
 
     fn start_sync(&mut self, now: Duration) {
         let dead = self.withdrawn && self.kind.journaled;
-        if false && !dead {
+        if self.state == State::Ex && !self.kind.presence_only && !dead {
             self.phase = Phase::Sync;
             self.out.push_back(Action::Sync { target: self.target });
         } else {

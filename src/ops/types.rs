@@ -3,14 +3,7 @@
 use gfs2_format::InodeNum;
 use gfs2_format::ondisk::FileType;
 
-/// Seconds and nanoseconds since the epoch; negative seconds are before it, `nsec` is always 0..1_000_000_000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
-pub struct Timestamp {
-    /// Seconds.
-    pub sec: i64,
-    /// Nanoseconds.
-    pub nsec: u32,
-}
+pub use gfs2_format::time::Timestamp;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +47,14 @@ pub struct Attr {
     pub ctime: Timestamp,
     /// `di_flags`.
     pub flags: u32,
+}
+
+/// What a successful lookup, create, mknod, mkdir, symlink or link gives out: one count of knowledge of the inode
+/// (to be given back by `forget`) and its attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The attributes; `attr.num` names the inode.
+    pub attr: Attr,
 }
 
 /// A time to be set.

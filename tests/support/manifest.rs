@@ -67,6 +67,23 @@ impl Manifest {
         }
     }
 
+    /// The same tree with the other's device numbers where this one says 0,0.
+    ///
+    /// The kernel's GFS2 (6.1 and 6.12) shows 0,0 for a device as soon as it has to read its inode from the
+    /// disk, where the numbers still are: what it shows is no measure of them.
+    pub fn with_devices_of(&self, other: &Manifest) -> Manifest {
+        let mut out = self.clone();
+        for (path, fields) in &mut out.entries {
+            let known = other.entries.get(path).and_then(|f| f.get("rdev"));
+            if let (Some(rdev), Some(known)) = (fields.get_mut("rdev"), known)
+                && rdev == "0,0"
+            {
+                rdev.clone_from(known);
+            }
+        }
+        out
+    }
+
     /// Every difference, one line each: path, field, this value, the other's.
     pub fn differences(&self, other: &Manifest) -> Vec<String> {
         let none = Fields::new();

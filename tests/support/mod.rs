@@ -11,13 +11,16 @@
 // Each test program takes the part it needs, and none is a library.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod calls;
 pub mod fixture;
 pub mod guest;
 pub mod host;
 pub mod manifest;
+pub mod model;
 pub mod tool;
 pub mod vm;
 pub mod walk;
+pub mod workload;
 
 use std::path::Path;
 use tempfile::TempDir;

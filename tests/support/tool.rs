@@ -7,9 +7,12 @@
 use super::manifest::Manifest;
 use super::vm::Vm;
 use super::walk;
+use super::workload::{Mix, Workload};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const VARIABLE: &str = "GFS2_LAB_TOOL";
 /// The folder of the tool on a guest's share.
@@ -22,6 +25,18 @@ fn work(job: &str) {
         ["walk", root, report] => {
             let manifest = walk::walk(Path::new(root)).unwrap_or_else(|e| panic!("walk {root}: {e}"));
             std::fs::write(report, manifest.to_string()).unwrap_or_else(|e| panic!("{report}: {e}"));
+        }
+        ["work", seed, from, to, root, progress] => {
+            let number = |text: &str| text.parse::<usize>().unwrap_or_else(|e| panic!("{text}: {e}"));
+            let mut workload = Workload::new(number(seed) as u64, Mix::GFS2);
+            workload.imagine(number(from));
+            let log = File::create(progress).unwrap_or_else(|e| panic!("{progress}: {e}"));
+            while workload.at() < number(to) {
+                workload.step(Path::new(root));
+                let done = format!("{:08}", workload.at());
+                log.write_all_at(done.as_bytes(), 0)
+                    .unwrap_or_else(|e| panic!("{progress}: {e}"));
+            }
         }
         _ => panic!("no such job: {words:?}"),
     }
@@ -94,20 +109,54 @@ fn libraries(program: &Path) -> Vec<PathBuf> {
     paths.map(PathBuf::from).collect()
 }
 
-/// Does a job in the guest.
+/// The script that does a job in the guest.
 #[track_caller]
-pub fn in_guest(vm: &Vm, job: &[&str], limit: Duration) {
+fn script(vm: &Vm, job: &[&str]) -> String {
     let run = install(vm);
     let job = job.join("\n");
     assert!(!job.contains('\''), "a quote in {job}");
-    vm.check_for(&format!("export {VARIABLE}='{job}'\n{run}"), limit);
+    format!("export {VARIABLE}='{job}'\n{run}")
+}
+
+/// Goes on with a workload in the guest: what the real kernel does of it.
+#[track_caller]
+pub fn work_in_guest(vm: &Vm, seed: u64, from: usize, to: usize, root: &str) {
+    let (seed, from, to) = (seed.to_string(), from.to_string(), to.to_string());
+    let job = ["work", &seed, &from, &to, root, "/tmp/progress"];
+    vm.check_for(&script(vm, &job), Duration::from_secs(900));
+}
+
+/// Starts a workload in the guest, cuts the power once it has done so many operations, and returns the number of
+/// the operation that may have been under way.
+#[track_caller]
+pub fn work_until_power_cut(mut vm: Vm, seed: u64, root: &str, at_least: usize) -> usize {
+    let job = ["work", &seed.to_string(), "0", "1000000", root, "/host/progress"];
+    let id = vm.spawn(&script(&vm, &job));
+    let end = Instant::now() + Duration::from_secs(600);
+    let progress = |vm: &Vm| std::fs::read_to_string(vm.share().join("progress")).unwrap_or_default();
+    while progress(&vm).parse::<usize>().is_ok_and(|n| n < at_least) || progress(&vm).is_empty() {
+        if vm.share().join(format!(".lab/{id}.rc")).exists() {
+            panic!("the workload ended: {}", vm.result(&id, Duration::ZERO).output);
+        }
+        assert!(
+            Instant::now() < end,
+            "the workload came to {:?} only, not to {at_least}",
+            progress(&vm)
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    vm.cut();
+    progress(&vm).parse::<usize>().expect("a number") + 1
 }
 
 /// The manifest of a folder in the guest.
 #[track_caller]
 pub fn walk_in_guest(vm: &Vm, root: &str) -> Manifest {
     let report = vm.share().join("manifest");
-    in_guest(vm, &["walk", root, "/host/manifest"], Duration::from_secs(600));
+    vm.check_for(
+        &script(vm, &["walk", root, "/host/manifest"]),
+        Duration::from_secs(600),
+    );
     let manifest = Manifest::read(&report);
     std::fs::remove_file(&report).expect("the report");
     manifest

@@ -284,7 +284,8 @@ impl Vm {
         self.cut();
     }
 
-    fn cut(&mut self) {
+    /// The same, and the share stays to be read.
+    pub fn cut(&mut self) {
         self.power = None;
         let child = self.child.get_mut().unwrap_or_else(|e| e.into_inner());
         if let Err(e) = child.wait()

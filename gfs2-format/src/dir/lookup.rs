@@ -85,10 +85,18 @@ pub fn check_name(name: &[u8]) -> Result<()> {
 /// Looks a name up.
 ///
 /// # Errors
-/// I/O errors; [`crate::Error::Corrupt`] for anything wrong on the way to the entry.
+/// I/O errors; [`crate::Error::Corrupt`] for anything wrong on the way to the entry, and for an entry that points off the
+/// volume.
 pub fn lookup<R: BlockRead + ?Sized>(reader: &R, dir: BlockAddr, name: &[u8]) -> Result<Option<Found>> {
     let dir = Dir::open(reader, dir)?;
-    Ok(find(reader, &dir, name)?.map(|hit| hit.found))
+    let Some(Hit { found, .. }) = find(reader, &dir, name)? else {
+        return Ok(None);
+    };
+    let target = found.num.addr.get();
+    reader
+        .geometry()
+        .check_address(target, found.at.block, "dirent", "no_addr")?;
+    Ok(Some(found))
 }
 
 pub(super) fn find<R: BlockRead + ?Sized>(reader: &R, dir: &Dir, name: &[u8]) -> Result<Option<Hit>> {

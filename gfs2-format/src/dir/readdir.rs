@@ -61,7 +61,7 @@ impl Cookie {
 pub struct Entry<'a> {
     /// Its name.
     pub name: &'a [u8],
-    /// The inode it names.
+    /// The inode it names; not checked to be on the volume (a listing shows what is there).
     pub num: InodeNum,
     /// The file type it says.
     pub kind: FileType,

@@ -415,6 +415,12 @@ fn lies_in_linear_areas_are_refused() {
         assert!(shown.is_err(), "{field}");
     }
     let mut hurt = volume.clone();
+    hurt.damage(dir, |b| {
+        view_mut::<Dirent>(b, third, dir).unwrap().inum.addr = u64::MAX.into()
+    });
+    let error = lookup(&hurt, dir, b"third").unwrap_err().to_string();
+    assert!(error.contains("no_addr"), "{error}");
+    let mut hurt = volume.clone();
     edit_dinode(&mut hurt, dir, |di| di.entries = 7.into()).unwrap();
     let error = read_from(&hurt, dir, Cookie::START, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(error.to_string().contains("di_entries: found 7"), "{error}");

@@ -1,0 +1,57 @@
+//! What an inode's glock does when it changes hands.
+
+use crate::cache::BufferCache;
+use crate::error::FsResult;
+use crate::glock::{Glock, GlockOps, State};
+use crate::health::Cause;
+use crate::journal::{FlushReason, Journal};
+use crate::rgrp::IndexState;
+use gfs2_format::BlockAddr;
+use std::sync::Arc;
+
+/// The operations of all inodes. File data needs none: what is not journaled is on the device before a lock is let go,
+/// and is read from there.
+#[derive(Debug)]
+pub(crate) struct InodeOps {
+    cache: Arc<BufferCache>,
+    journal: Option<Arc<Journal>>,
+    /// The rindex inode, and who must know when its lock goes.
+    rindex: (BlockAddr, Arc<IndexState>),
+}
+
+impl InodeOps {
+    pub(crate) fn new(
+        cache: Arc<BufferCache>,
+        journal: Option<Arc<Journal>>,
+        rindex: (BlockAddr, Arc<IndexState>),
+    ) -> Self {
+        Self { cache, journal, rindex }
+    }
+}
+
+impl GlockOps for InodeOps {
+    fn sync(&self, glock: &Glock) -> FsResult<()> {
+        match &self.journal {
+            Some(journal) => journal.flush_glock(glock.name(), FlushReason::InodeSync),
+            None => Ok(()),
+        }
+    }
+
+    fn invalidate(&self, glock: &Glock, target: State) {
+        if target != State::Un {
+            // Metadata stays; file data is not kept.
+            return;
+        }
+        if let Err(error) = self.cache.drop_owner(glock.name()) {
+            self.cache.health().withdraw("inode::invalidate", &Cause::Consistency(error.to_string()));
+        }
+        if glock.name().number == self.rindex.0.get() {
+            self.rindex.1.outdated();
+        }
+    }
+
+    fn instantiate(&self, _glock: &Glock) -> FsResult<()> {
+        // A dinode is decoded whenever it is read under a fresh lock.
+        Ok(())
+    }
+}

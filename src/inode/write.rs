@@ -1,0 +1,371 @@
+//! File data on its way in: stuffed, in place, into fresh blocks, through the log.
+//!
+//! Invariants: data that is not journaled is on the device before the transaction commits that makes it reachable, and
+//! fresh blocks are written whole; an overwrite of allocated blocks needs no transaction but for size and times; bytes
+//! between the old end of the file and what is written behind it become zero.
+
+use super::engine::{Locked, Work, dinode_of};
+use super::read::map;
+use crate::error::{FsError, FsResult};
+use crate::rgrp::Want;
+use crate::txn::Reservation;
+use gfs2_format::device::{AlignedBuf, WriteRequest};
+use gfs2_format::ondisk::{DINODE_SIZE, Dinode, DinodeFlags};
+use gfs2_format::time::Timestamp;
+use gfs2_format::tree::{self, Mapping};
+use gfs2_format::{BlockAddr, BlockEdit, Extent, FileBlock};
+
+/// Blocks allocated in one transaction, at most.
+const ALLOC_MAX: u64 = 2048;
+/// Journaled blocks written in one transaction, at most.
+const LOGGED_MAX: u64 = 128;
+
+/// What a write does beside moving bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WriteOptions {
+    /// Time of the change.
+    pub(crate) now: Timestamp,
+    /// Clear the set-id bits.
+    pub(crate) kill_suidgid: bool,
+}
+
+/// Blocks of a file that are to take bytes.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    lblock: u64,
+    extent: Extent,
+    fresh: bool,
+}
+
+/// Where the inode's next blocks should be.
+pub(crate) fn goal(locked: &Locked<'_>) -> BlockAddr {
+    match locked.dinode().goal_meta.get() {
+        0 => locked.addr(),
+        goal => BlockAddr::new(goal),
+    }
+}
+
+/// A mode without the set-id bits that such a write clears.
+pub(crate) fn killed(mode: u32) -> u32 {
+    // Set-group-id without group execution means mandatory locking and stays.
+    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | group)
+}
+
+/// Writes all of `data` at `offset`, in as many transactions as it takes; gives the bytes written, fewer than all only
+/// when an error came after some.
+pub(crate) fn write(locked: &mut Locked<'_>, offset: u64, data: &[u8], options: WriteOptions) -> FsResult<usize> {
+    let size = locked.dinode().size.get();
+    if offset > size && locked.dinode().height.get() > 0 {
+        zero_tail(locked, size)?;
+    }
+    let mut done = 0;
+    while done < data.len() {
+        match step(locked, offset + done as u64, &data[done..], options) {
+            Ok(0) => return Err(FsError::Inconsistent(format!("inode {}: a write of no bytes", locked.addr()))),
+            Ok(n) => done += n,
+            Err(_) if done > 0 => return Ok(done),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+fn step(locked: &mut Locked<'_>, at: u64, data: &[u8], options: WriteOptions) -> FsResult<usize> {
+    let geometry = locked.engine.geometry();
+    let bsize = u64::from(geometry.bsize());
+    let end = at + data.len() as u64;
+    if locked.dinode().height.get() == 0 && end <= geometry.max_stuffed() {
+        return stuffed(locked, at, data, options);
+    }
+    let logged = locked.dinode().flags().contains(DinodeFlags::JDATA);
+    let (first, count) = (at / bsize, (end - 1) / bsize - at / bsize + 1);
+    match map(locked, first, count)? {
+        Mapping::Data(extent) if logged => {
+            let blocks = u64::from(extent.len).min(LOGGED_MAX);
+            let n = covered(at, data.len(), first + blocks, bsize);
+            write_logged(locked, at, &data[..n], blocks, false, options)
+        }
+        Mapping::Data(extent) => overwrite(locked, at, data, first, extent, count, options),
+        Mapping::Hole { len } => {
+            let limit = if logged { LOGGED_MAX } else { ALLOC_MAX };
+            fill(locked, at, data, len.min(count).min(limit), logged, options)
+        }
+        Mapping::Stuffed => {
+            let limit = if logged { LOGGED_MAX } else { ALLOC_MAX };
+            fill(locked, at, data, count.min(limit), logged, options)
+        }
+    }
+}
+
+/// Bytes of a write at `at` of `len` bytes that lie before logical block `end_block`.
+fn covered(at: u64, len: usize, end_block: u64, bsize: u64) -> usize {
+    usize::try_from(end_block.saturating_mul(bsize).saturating_sub(at)).unwrap_or(usize::MAX).min(len)
+}
+
+/// Size, times and mode after bytes up to `end` were written.
+fn stamp(dinode: &mut Dinode, end: u64, options: WriteOptions) {
+    dinode.size = dinode.size.get().max(end).into();
+    dinode.set_mtime(options.now);
+    dinode.set_ctime(options.now);
+    if options.kill_suidgid {
+        dinode.mode = killed(dinode.mode.get()).into();
+    }
+}
+
+fn commit(locked: &mut Locked<'_>, work: Work, times_only: bool) -> FsResult<()> {
+    locked.commit(work, times_only)
+}
+
+fn stuffed(locked: &mut Locked<'_>, at: u64, data: &[u8], options: WriteOptions) -> FsResult<usize> {
+    let addr = locked.addr();
+    let old = locked.dinode().size.get();
+    let mut work = locked.engine.begin(Reservation::blocks(1), None)?;
+    let mut edit = work.edit(locked.guard());
+    let block = edit.edit(addr)?;
+    let start = DINODE_SIZE + at as usize;
+    if at > old {
+        block[DINODE_SIZE + old as usize..start].fill(0);
+    }
+    block[start..start + data.len()].copy_from_slice(data);
+    stamp(dinode_of(&mut edit, addr)?, at + data.len() as u64, options);
+    commit(locked, work, false)?;
+    Ok(data.len())
+}
+
+/// Writes into allocated blocks, as far as they go.
+fn overwrite(
+    locked: &mut Locked<'_>,
+    at: u64,
+    data: &[u8],
+    first: u64,
+    extent: Extent,
+    count: u64,
+    options: WriteOptions,
+) -> FsResult<usize> {
+    let bsize = u64::from(locked.engine.geometry().bsize());
+    let mut runs = vec![Run { lblock: first, extent, fresh: false }];
+    let mut have = u64::from(extent.len);
+    while have < count {
+        let Mapping::Data(extent) = map(locked, first + have, count - have)? else {
+            break;
+        };
+        runs.push(Run { lblock: first + have, extent, fresh: false });
+        have += u64::from(extent.len);
+    }
+    let n = covered(at, data.len(), first + have, bsize);
+    put(locked, &runs, at, &data[..n])?;
+    let (dinode, end) = (locked.dinode(), at + n as u64);
+    let grows = end > dinode.size.get();
+    let mode = dinode.mode.get();
+    let kills = options.kill_suidgid && killed(mode) != mode;
+    if grows || kills || dinode.mtime() != options.now || dinode.ctime() != options.now {
+        let mut work = locked.engine.begin(Reservation::blocks(1), None)?;
+        work.change(locked.guard(), locked.addr(), |dinode| stamp(dinode, end, options))?;
+        commit(locked, work, !grows && !kills)?;
+    }
+    Ok(n)
+}
+
+/// Writes into a hole of `blocks` blocks, or into a stuffed inode that is one no more.
+fn fill(
+    locked: &mut Locked<'_>,
+    at: u64,
+    data: &[u8],
+    blocks: u64,
+    logged: bool,
+    options: WriteOptions,
+) -> FsResult<usize> {
+    let engine = locked.engine;
+    let geometry = engine.geometry();
+    let bsize = u64::from(geometry.bsize());
+    let first = at / bsize;
+    let height = locked.dinode().height.get();
+    let cost = |n| tree::worst_case_blocks(geometry, height, FileBlock::new(first), n);
+    let want = Want { min: cost(1).blocks(), ..Want::near(goal(locked), cost(blocks).blocks()) };
+    let hold = engine.rgrps.reserve(&want)?;
+    let room = u64::from(hold.available());
+    let mut blocks = blocks;
+    while blocks > 1 && cost(blocks).blocks() > room {
+        let over = cost(blocks).blocks() - room;
+        blocks = blocks.saturating_sub(over).max(1);
+    }
+    let n = covered(at, data.len(), first + blocks, bsize);
+    let cost = cost(blocks);
+    let journaled = if logged { cost.data } else { 0 };
+    let reservation = Reservation::blocks(cost.touched + journaled + hold.alloc_cost(cost.blocks()));
+    let mut work = engine.begin(reservation, Some(hold))?;
+    let runs = allocate(locked, &mut work, first, blocks)?;
+    if logged {
+        put_logged(locked, &mut work, &runs, at, &data[..n])?;
+    } else {
+        put(locked, &runs, at, &data[..n])?;
+    }
+    work.change(locked.guard(), locked.addr(), |dinode| stamp(dinode, at + n as u64, options))?;
+    commit(locked, work, false)?;
+    Ok(n)
+}
+
+fn allocate(locked: &Locked<'_>, work: &mut Work, first: u64, blocks: u64) -> FsResult<Vec<Run>> {
+    let mut runs = Vec::new();
+    let mut have = 0;
+    while have < blocks {
+        let want = u32::try_from(blocks - have).unwrap_or(u32::MAX);
+        let lblock = first + have;
+        let mut edit = work.edit(locked.guard());
+        let got = tree::map_or_alloc(&mut edit, locked.addr(), FileBlock::new(lblock), want)?;
+        runs.push(Run { lblock, extent: got.extent, fresh: got.new });
+        have += u64::from(got.extent.len.max(1));
+    }
+    Ok(runs)
+}
+
+/// Puts bytes into blocks on the device; the partial blocks at the edges are completed first.
+fn put(locked: &Locked<'_>, runs: &[Run], at: u64, data: &[u8]) -> FsResult<()> {
+    let engine = locked.engine;
+    let geometry = engine.geometry();
+    let bsize = u64::from(geometry.bsize());
+    let end = at + data.len() as u64;
+    let mut edges: Vec<(u64, AlignedBuf)> = Vec::new();
+    // Device offset and the part of `data` that goes there.
+    let mut whole: Vec<(u64, usize, usize)> = Vec::new();
+    for run in runs {
+        let run_start = run.lblock * bsize;
+        let device_start = geometry.byte_offset(run.extent.start);
+        let upto = (run_start + u64::from(run.extent.len) * bsize).min(end);
+        let mut from = run_start.max(at);
+        while from < upto {
+            let to_device = device_start + (from - run_start);
+            let next = (from / bsize + 1) * bsize;
+            if from % bsize != 0 || next > upto {
+                let stop = next.min(upto);
+                let block_at = to_device - from % bsize;
+                let mut edge = edge(locked, run, block_at, from - from % bsize)?;
+                let (skip, len) = ((from % bsize) as usize, (stop - from) as usize);
+                let source = (from - at) as usize;
+                edge[skip..skip + len].copy_from_slice(&data[source..source + len]);
+                edges.push((block_at, edge));
+                from = stop;
+                continue;
+            }
+            let len = (upto - from) / bsize * bsize;
+            let source = (from - at) as usize;
+            match whole.last_mut() {
+                Some((offset, start, bytes)) if *offset + *bytes as u64 == to_device && *start + *bytes == source => {
+                    *bytes += len as usize;
+                }
+                _ => whole.push((to_device, source, len as usize)),
+            }
+            from += len;
+        }
+    }
+    let edges = edges.iter().map(|(offset, buf)| WriteRequest { offset: *offset, buf });
+    let whole = whole.iter().map(|(offset, start, len)| WriteRequest {
+        offset: *offset,
+        buf: &data[*start..*start + *len],
+    });
+    let requests: Vec<WriteRequest<'_>> = whole.chain(edges).collect();
+    let _gate = engine.health().write_gate()?;
+    match requests.as_slice() {
+        [one] => engine.device.write_at(one.offset, one.buf)?,
+        many => engine.device.write_batch(many)?,
+    }
+    Ok(())
+}
+
+/// A block that is to be written in part: what stands there, up to the end of the file; zeroes behind.
+fn edge(locked: &Locked<'_>, run: &Run, block_at: u64, file_at: u64) -> FsResult<AlignedBuf> {
+    let mut block = AlignedBuf::zeroed(locked.engine.geometry().block_len());
+    let valid = locked.dinode().size.get().saturating_sub(file_at);
+    if !run.fresh && valid > 0 {
+        locked.engine.device.read_at(block_at, &mut block)?;
+        let valid = usize::try_from(valid).unwrap_or(usize::MAX).min(block.len());
+        block[valid..].fill(0);
+    }
+    Ok(block)
+}
+
+/// Writes journaled data into `blocks` blocks that are allocated.
+fn write_logged(
+    locked: &mut Locked<'_>,
+    at: u64,
+    data: &[u8],
+    blocks: u64,
+    fresh: bool,
+    options: WriteOptions,
+) -> FsResult<usize> {
+    let first = at / u64::from(locked.engine.geometry().bsize());
+    let mut work = locked.engine.begin(Reservation::blocks(blocks + 1), None)?;
+    let mut runs = Vec::new();
+    let mut have = 0;
+    while have < blocks {
+        let Mapping::Data(extent) = map(locked, first + have, blocks - have)? else {
+            break;
+        };
+        runs.push(Run { lblock: first + have, extent, fresh });
+        have += u64::from(extent.len);
+    }
+    put_logged(locked, &mut work, &runs, at, data)?;
+    work.change(locked.guard(), locked.addr(), |dinode| {
+        stamp(dinode, at + data.len() as u64, options);
+    })?;
+    commit(locked, work, false)?;
+    Ok(data.len())
+}
+
+/// Puts bytes into blocks by way of the log.
+fn put_logged(locked: &Locked<'_>, work: &mut Work, runs: &[Run], at: u64, data: &[u8]) -> FsResult<()> {
+    let bsize = u64::from(locked.engine.geometry().bsize());
+    let size = locked.dinode().size.get();
+    let end = at + data.len() as u64;
+    for run in runs {
+        for (n, block) in run.extent.blocks().enumerate() {
+            let start = (run.lblock + n as u64) * bsize;
+            if start >= end {
+                break;
+            }
+            let bytes = if run.fresh {
+                work.txn.create_data(locked.guard(), block)?
+            } else {
+                let bytes = work.txn.edit_data(locked.guard(), block)?;
+                let valid = usize::try_from(size.saturating_sub(start)).unwrap_or(usize::MAX);
+                if valid < bytes.len() {
+                    bytes[valid..].fill(0);
+                }
+                bytes
+            };
+            let (from, upto) = (start.max(at), (start + bsize).min(end));
+            let (skip, source) = ((from - start) as usize, (from - at) as usize);
+            let len = (upto - from) as usize;
+            bytes[skip..skip + len].copy_from_slice(&data[source..source + len]);
+        }
+    }
+    Ok(())
+}
+
+/// Zeroes what stands behind byte `at` in its block.
+pub(crate) fn zero_tail(locked: &mut Locked<'_>, at: u64) -> FsResult<()> {
+    let engine = locked.engine;
+    let bsize = u64::from(engine.geometry().bsize());
+    if at.is_multiple_of(bsize) || locked.dinode().height.get() == 0 {
+        return Ok(());
+    }
+    let Mapping::Data(extent) = map(locked, at / bsize, 1)? else {
+        return Ok(());
+    };
+    let skip = (at % bsize) as usize;
+    if locked.dinode().flags().contains(DinodeFlags::JDATA) {
+        let mut work = engine.begin(Reservation::blocks(1), None)?;
+        work.txn.edit_data(locked.guard(), extent.start)?[skip..].fill(0);
+        return commit(locked, work, false);
+    }
+    let offset = engine.geometry().byte_offset(extent.start);
+    let mut block = AlignedBuf::zeroed(bsize as usize);
+    engine.device.read_at(offset, &mut block)?;
+    if block[skip..].iter().any(|byte| *byte != 0) {
+        block[skip..].fill(0);
+        let _gate = engine.health().write_gate()?;
+        engine.device.write_at(offset, &block)?;
+    }
+    Ok(())
+}

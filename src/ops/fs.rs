@@ -1,0 +1,197 @@
+//! The filesystem as its transport sees it: start, end, and the frame around every verb.
+
+use super::config::FsConfig;
+use super::handle::Handles;
+use super::types::StatFs;
+use crate::error::{Errno, FsError, FsResult};
+use crate::glock::{GlockName, GlockOps, Presence};
+use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, reclaim_orphans, run_evictions};
+use crate::journal::{FlushReason, StopReason};
+use crate::rgrp::{IndexState, Rgrps};
+use crate::statfs::{Figures, Totals};
+use gfs2_format::ondisk::{Dinode, FileType};
+use gfs2_format::{BlockAddr, InodeNum};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a verb that found no space waits for evictions under way.
+const EVICTION_WAIT: Duration = Duration::from_secs(10);
+
+/// A mounted filesystem.
+#[derive(Debug)]
+pub struct Fs {
+    pub(super) engine: Engine,
+    pub(super) handles: Handles,
+    totals: Totals,
+    root: InodeNum,
+    /// Keeps the root known.
+    root_ref: Mutex<Option<InodeRef>>,
+}
+
+impl Fs {
+    /// Takes over a recovered volume: its journal is live (unless read-only), its glock table runs.
+    ///
+    /// # Errors
+    /// Corruption of root or statfs file; I/O and lock errors.
+    pub fn new(config: FsConfig) -> FsResult<Self> {
+        let FsConfig { volume, cache, journal, glocks, options } = config;
+        let index = Arc::new(IndexState::default());
+        let rindex = volume.system.rindex;
+        let inode_ops: Arc<dyn GlockOps> =
+            Arc::new(InodeOps::new(Arc::clone(&cache), journal.clone(), (rindex, Arc::clone(&index))));
+        let rindex_glock = glocks.get(GlockName::inode(rindex.get()), &inode_ops)?;
+        let rgrps = Rgrps::new(
+            Arc::clone(&cache),
+            journal.clone(),
+            Arc::clone(&glocks),
+            (rindex, rindex_glock),
+            index,
+        );
+        let engine = Engine {
+            device: Arc::clone(cache.device()),
+            cache,
+            journal,
+            glocks,
+            inode_ops,
+            iopen_ops: Arc::new(Presence),
+            rgrps,
+            inodes: InodeTable::new(),
+            options,
+            fs_format: volume.superblock.fs_format.get(),
+        };
+        let totals = Totals::load(&engine, volume.system.statfs)?;
+        let root = read_number(&engine, volume.system.root)?;
+        let root_ref = engine.inode(root, FileType::Dir)?;
+        drop(engine.shared_any(&root_ref)?);
+        Ok(Self { engine, handles: Handles::default(), totals, root, root_ref: Mutex::new(Some(root_ref)) })
+    }
+
+    /// The root directory. It is known without having been looked up.
+    #[must_use]
+    pub fn root(&self) -> InodeNum {
+        self.root
+    }
+
+    /// Runs a verb: refused after a withdraw; what it leaves to be evicted is evicted when its locks are gone; an error
+    /// that says that disk or state are wrong makes the node withdraw.
+    pub(super) fn run<T>(&self, verb: &'static str, call: impl FnOnce(&Engine) -> FsResult<T>) -> FsResult<T> {
+        self.engine.health().check()?;
+        let result = call(&self.engine);
+        self.settle();
+        result.map_err(|error| self.engine.health().observe(verb, error))
+    }
+
+    /// Runs a verb that changes something. One that finds no space is tried again when evictions were under way.
+    pub(super) fn change<T>(&self, verb: &'static str, call: impl Fn(&Engine) -> FsResult<T>) -> FsResult<T> {
+        self.run(verb, |engine| {
+            engine.check_writable()?;
+            let result = call(engine);
+            if !matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) {
+                return result;
+            }
+            let evicted = run_evictions(engine).unwrap_or(0);
+            let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
+            if evicted > 0 || waited { call(engine) } else { result }
+        })
+    }
+
+    /// What is due after a verb, with no lock held.
+    pub(super) fn settle(&self) {
+        if let Err(error) = run_evictions(&self.engine) {
+            self.engine.health().observe("evict", error);
+        }
+        if self.totals.is_due(&self.engine)
+            && let Err(error) = self.totals.sync(&self.engine)
+        {
+            self.engine.health().observe("statfs sync", error);
+        }
+    }
+
+    /// Gives back `count` knowledges of an inode. The last one of an unlinked, closed inode deallocates it.
+    pub fn forget(&self, ino: BlockAddr, count: u64) {
+        self.engine.inodes.forget(ino, count);
+        self.settle();
+    }
+
+    /// Figures of the filesystem.
+    ///
+    /// # Errors
+    /// Corruption; I/O and lock errors.
+    pub fn statfs(&self) -> FsResult<StatFs> {
+        let figures = if self.engine.options.statfs_quantum.is_zero() {
+            let (total, free, dinodes) = self.run("statfs", |engine| engine.rgrps.totals())?;
+            Figures { total, free, dinodes }
+        } else {
+            self.totals.figures(&self.engine)
+        };
+        Ok(StatFs {
+            bsize: self.engine.geometry().bsize(),
+            blocks: figures.total,
+            free: figures.free,
+            files: figures.dinodes.saturating_add(figures.free),
+            files_free: figures.free,
+        })
+    }
+
+    /// Makes everything durable (`sync`, `syncfs`).
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn sync(&self) -> FsResult<()> {
+        self.run("sync", |engine| {
+            let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
+                return Ok(());
+            };
+            let seq = journal.flush(FlushReason::SyncFs)?;
+            journal.fsync(seq)
+        })
+    }
+
+    /// Folds this node's statfs changes into the master; called every `statfs_quantum`.
+    ///
+    /// # Errors
+    /// EROFS; corruption; I/O and lock errors.
+    pub fn sync_statfs(&self) -> FsResult<()> {
+        self.run("statfs sync", |engine| self.totals.sync(engine))
+    }
+
+    /// Deallocates inodes that a dead node, or we before a crash, left unlinked. Gives their number. For mount, after
+    /// recovery, on a thread of its own if it likes.
+    ///
+    /// # Errors
+    /// EROFS; corruption; I/O and lock errors.
+    pub fn reclaim_orphans(&self) -> FsResult<u64> {
+        self.run("reclaim orphans", reclaim_orphans)
+    }
+
+    /// Ends it: forgets and evicts every inode, syncs statfs, leaves the journal clean. Every verb after it fails.
+    /// After a withdraw nothing is written.
+    ///
+    /// # Errors
+    /// I/O errors; everything that can be done was done nevertheless.
+    pub fn shutdown(&self) -> FsResult<()> {
+        self.handles.clear();
+        self.root_ref.lock().take();
+        self.engine.inodes.forget_all();
+        let mut result = run_evictions(&self.engine).map(|_| ());
+        let journal = self.engine.journal.as_ref().filter(|_| !self.engine.options.read_only);
+        if let Some(journal) = journal.filter(|_| !self.engine.health().is_withdrawn()) {
+            result = result.and(self.totals.sync(&self.engine));
+            result = result.and(journal.stop(StopReason::Shutdown));
+        }
+        result.map_err(|error| self.engine.health().observe("shutdown", error))
+    }
+}
+
+/// The formal number of an inode known by its address only: the superblock's copy is not kept by everybody.
+fn read_number(engine: &Engine, addr: BlockAddr) -> FsResult<InodeNum> {
+    use crate::glock::{HolderFlags, State};
+    let guard = engine.inode_glock(addr)?.acquire(State::Sh, HolderFlags::empty())?;
+    let block = engine.cache.read(&guard, addr)?;
+    let dinode = Dinode::decode(&block, addr, engine.geometry())?;
+    if !dinode.is_dir() {
+        return Err(FsError::Inconsistent(format!("inode {addr}: the root is no directory")));
+    }
+    Ok(dinode.inode_num())
+}

@@ -1,0 +1,70 @@
+//! Open files and directories.
+
+use crate::error::{Errno, FsResult};
+use crate::inode::InodeRef;
+use bitflags::bitflags;
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// An open file or directory; unique for the life of an [`super::Fs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Handle(pub u64);
+
+bitflags! {
+    /// How a file is opened.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct OpenFlags: u32 {
+        /// Reads are wanted.
+        const READ = 1;
+        /// Writes are wanted.
+        const WRITE = 2;
+        /// `O_APPEND`.
+        const APPEND = 4;
+        /// `O_TRUNC`: size becomes 0 at open.
+        const TRUNCATE = 8;
+        /// `O_SYNC`: every write is durable, with its metadata, before it returns.
+        const SYNC = 16;
+        /// `O_DSYNC`: as `SYNC`, without pure timestamps.
+        const DSYNC = 32;
+    }
+}
+
+/// What a handle stands for.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) inode: InodeRef,
+    pub(super) flags: OpenFlags,
+}
+
+/// All open handles.
+#[derive(Debug, Default)]
+pub(super) struct Handles {
+    last: AtomicU64,
+    open: RwLock<HashMap<u64, Arc<Open>>>,
+}
+
+impl Handles {
+    pub(super) fn add(&self, inode: InodeRef, flags: OpenFlags) -> Handle {
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.write().insert(id, Arc::new(Open { inode, flags }));
+        Handle(id)
+    }
+
+    /// # Errors
+    /// EBADF.
+    pub(super) fn get(&self, handle: Handle) -> FsResult<Arc<Open>> {
+        self.open.read().get(&handle.0).cloned().ok_or_else(|| Errno::EBADF.into())
+    }
+
+    pub(super) fn remove(&self, handle: Handle) -> Option<Arc<Open>> {
+        self.open.write().remove(&handle.0)
+    }
+
+    pub(super) fn clear(&self) {
+        let all = std::mem::take(&mut *self.open.write());
+        // Each lets go of its inode outside the lock.
+        drop(all);
+    }
+}

@@ -1,0 +1,267 @@
+//! Open files: open, release, read, write, fsync, lseek.
+
+use super::attr::check_mutable;
+use super::fs::Fs;
+use super::handle::{Handle, Open, OpenFlags};
+use super::types::{Caller, SeekWhat};
+use crate::error::{Errno, FsResult};
+use crate::glock::{HolderFlags, State};
+use crate::inode::{
+    AtimeMode, Engine, Inode, Locked, MAX_FILE_SIZE, WriteOptions, now, read, set_size, write,
+};
+use crate::journal::FlushReason;
+use crate::txn::{CommitSeq, Reservation};
+use crate::xattr;
+use gfs2_format::ondisk::{Dinode, DinodeFlags, FileType};
+use gfs2_format::time::Timestamp;
+use gfs2_format::{BlockAddr, FileBlock, tree};
+use std::sync::atomic::Ordering;
+
+/// `relatime` moves an access time that is as old as this, in seconds, whatever the other times are.
+const RELATIME_SECS: i64 = 24 * 60 * 60;
+
+impl Fs {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// EISDIR for writing a directory, EPERM for writing immutable files or append-only ones otherwise than with APPEND,
+    /// EROFS.
+    pub fn open(&self, ino: BlockAddr, flags: OpenFlags) -> FsResult<Handle> {
+        let writes = flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE);
+        self.run("open", |engine| {
+            let inode = engine.inodes.get(ino)?;
+            if writes {
+                engine.check_writable()?;
+                if inode.kind() == FileType::Dir {
+                    return Err(Errno::EISDIR.into());
+                }
+            }
+            if flags.contains(OpenFlags::TRUNCATE) {
+                let mut locked = engine.exclusive(&inode)?;
+                check_open(locked.dinode(), flags)?;
+                if inode.kind() == FileType::Regular {
+                    set_size(&mut locked, 0, now(), &|_| {})?;
+                }
+            } else {
+                check_open(engine.shared_any(&inode)?.dinode(), flags)?;
+            }
+            if writes {
+                inode.writers.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(self.handles.add(inode, flags))
+        })
+    }
+
+    /// Closes a handle of [`Fs::open`], [`Fs::create`] or [`Fs::opendir`]. The last one of an unlinked, forgotten
+    /// inode deallocates it.
+    pub fn release(&self, handle: Handle) {
+        if let Some(open) = self.handles.remove(handle) {
+            if open.flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+                open.inode.writers.fetch_sub(1, Ordering::Relaxed);
+            }
+            drop(open);
+            self.settle();
+        }
+    }
+
+    /// Fills `buf` from `offset`; fewer bytes only at the end of the file. Device I/O goes straight into `buf` where
+    /// its alignment allows; what lies in `buf` behind the bytes read is undefined.
+    ///
+    /// # Errors
+    /// EBADF, EISDIR, EINVAL for what has no data.
+    pub fn read(&self, handle: Handle, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
+        self.run("read", |engine| {
+            let open = self.handles.get(handle)?;
+            check_regular(&open.inode)?;
+            let (n, dinode) = {
+                let locked = engine.lock(&open.inode, State::Sh, HolderFlags::SERVE)?;
+                (read(&locked, offset, buf)?, *locked.dinode())
+            };
+            touch(engine, &open.inode, &dinode)?;
+            Ok(n)
+        })
+    }
+
+    /// Writes; `append` puts the bytes at the true end of the file whatever `offset` says. `kill_suidgid`: set-id
+    /// bits and capabilities are cleared. Fewer bytes than asked for only when an error came after some.
+    ///
+    /// # Errors
+    /// EBADF, EFBIG, ENOSPC, EINVAL.
+    pub fn write(
+        &self,
+        _caller: &Caller,
+        handle: Handle,
+        offset: u64,
+        data: &[u8],
+        append: bool,
+        kill_suidgid: bool,
+    ) -> FsResult<usize> {
+        let open = self.handles.get(handle)?;
+        if !open.flags.contains(OpenFlags::WRITE) {
+            return Err(Errno::EBADF.into());
+        }
+        let written = self.change("write", |engine| {
+            check_regular(&open.inode)?;
+            if data.is_empty() {
+                return Ok(0);
+            }
+            let mut locked = engine.lock(&open.inode, State::Ex, HolderFlags::SERVE)?;
+            locked.resume()?;
+            let now = now();
+            if kill_suidgid {
+                xattr::kill_capability(&mut locked, now)?;
+            }
+            let offset = if append { locked.dinode().size.get() } else { offset };
+            let room = MAX_FILE_SIZE.saturating_sub(offset);
+            if room == 0 {
+                return Err(Errno::EFBIG.into());
+            }
+            let len = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
+            write(&mut locked, offset, &data[..len], WriteOptions { now, kill_suidgid })
+        })?;
+        if open.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC) {
+            self.run("write", |engine| sync_file(engine, &open.inode, !open.flags.contains(OpenFlags::SYNC)))?;
+        }
+        Ok(written)
+    }
+
+    /// Makes the file's data durable, and its metadata (`datasync`: without pure timestamps).
+    ///
+    /// # Errors
+    /// EBADF; I/O errors.
+    pub fn fsync(&self, handle: Handle, datasync: bool) -> FsResult<()> {
+        self.run("fsync", |engine| {
+            let open = self.handles.get(handle)?;
+            sync_file(engine, &open.inode, datasync)
+        })
+    }
+
+    /// Makes the directory's names durable.
+    ///
+    /// # Errors
+    /// As [`Fs::fsync`].
+    pub fn fsyncdir(&self, handle: Handle, datasync: bool) -> FsResult<()> {
+        self.fsync(handle, datasync)
+    }
+
+    /// Finds data or a hole at or after `offset`.
+    ///
+    /// # Errors
+    /// ENXIO beyond the end of the file or of its data; EBADF.
+    pub fn lseek(&self, handle: Handle, offset: u64, what: SeekWhat) -> FsResult<u64> {
+        self.run("lseek", |engine| {
+            let open = self.handles.get(handle)?;
+            let locked = engine.shared(&open.inode)?;
+            seek(&locked, offset, what)
+        })
+    }
+}
+
+fn check_open(dinode: &Dinode, flags: OpenFlags) -> FsResult<()> {
+    if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+        let appends = flags.contains(OpenFlags::APPEND) && !flags.contains(OpenFlags::TRUNCATE);
+        check_mutable(dinode, !appends)?;
+    }
+    Ok(())
+}
+
+fn check_regular(inode: &Inode) -> FsResult<()> {
+    match inode.kind() {
+        FileType::Regular => Ok(()),
+        FileType::Dir => Err(Errno::EISDIR.into()),
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+/// Must a read at `now` move the access time?
+fn wants_atime(engine: &Engine, dinode: &Dinode, now: Timestamp) -> bool {
+    if dinode.flags().contains(DinodeFlags::NOATIME) || dinode.is_dir() && engine.options.nodiratime {
+        return false;
+    }
+    let atime = dinode.atime();
+    match engine.options.atime {
+        AtimeMode::Never => false,
+        AtimeMode::Always => atime < now,
+        AtimeMode::Relative => {
+            atime <= dinode.mtime()
+                || atime <= dinode.ctime()
+                || now.sec.saturating_sub(atime.sec) >= RELATIME_SECS
+        }
+    }
+}
+
+/// Moves the access time of an inode that was read, if it must move. `dinode` is what the reader saw; its lock is gone.
+/// A failure is only logged, as in the kernel: the read has succeeded.
+pub(super) fn touch(engine: &Engine, inode: &Inode, dinode: &Dinode) -> FsResult<()> {
+    let now = now();
+    if engine.check_writable().is_err() || !wants_atime(engine, dinode, now) || dinode.atime() >= now {
+        return Ok(());
+    }
+    let moved = (|| {
+        let mut locked = engine.exclusive(inode)?;
+        if locked.dinode().atime() >= now || !wants_atime(engine, locked.dinode(), now) {
+            return Ok(());
+        }
+        let mut work = engine.begin(Reservation::blocks(1), None)?;
+        work.change(locked.guard(), locked.addr(), |dinode| dinode.set_atime(now))?;
+        locked.commit(work, true)
+    })();
+    match moved {
+        Err(error) if error.is_consistency() => Err(error),
+        Err(error) => {
+            tracing::warn!(inode = inode.addr().get(), "access time: {error}");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Makes a file durable.
+fn sync_file(engine: &Engine, inode: &Inode, datasync: bool) -> FsResult<()> {
+    let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
+        return Ok(());
+    };
+    let commits = inode.commits();
+    if !commits.complete {
+        // Changes of before we knew the inode may still be in memory.
+        let seq = if journal.has_dirty(inode.glock().name()) {
+            journal.flush(FlushReason::Fsync)?
+        } else {
+            CommitSeq::NONE
+        };
+        journal.fsync(seq)?;
+        inode.all_seen();
+        return Ok(());
+    }
+    journal.fsync(if datasync { commits.meta } else { commits.any })
+}
+
+fn seek(locked: &Locked<'_>, offset: u64, what: SeekWhat) -> FsResult<u64> {
+    let size = locked.dinode().size.get();
+    if offset >= size {
+        return Err(Errno::ENXIO.into());
+    }
+    if locked.dinode().height.get() == 0 {
+        return Ok(if what == SeekWhat::Data { offset } else { size });
+    }
+    let bsize = u64::from(locked.engine.geometry().bsize());
+    let (from, end) = (FileBlock::new(offset / bsize), FileBlock::new(size.div_ceil(bsize)));
+    let (reader, addr) = (locked.reader(), locked.addr());
+    match what {
+        SeekWhat::Data => {
+            let found = tree::next_data(&reader, addr, locked.block(), from, end)?;
+            found.map(|block| (block.get() * bsize).max(offset)).ok_or_else(|| Errno::ENXIO.into())
+        }
+        SeekWhat::Hole => {
+            let found = tree::next_hole(&reader, addr, locked.block(), from, end)?;
+            Ok(found.map_or(size, |block| (block.get() * bsize).max(offset).min(size)))
+        }
+    }
+}
+
+impl Open {
+    /// A directory's handle?
+    pub(super) fn check_dir(&self) -> FsResult<()> {
+        if self.inode.kind() == FileType::Dir { Ok(()) } else { Err(Errno::ENOTDIR.into()) }
+    }
+}

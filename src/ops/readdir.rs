@@ -1,0 +1,130 @@
+//! Reading directories.
+
+use super::attr::attr;
+use super::fs::Fs;
+use super::handle::{Handle, OpenFlags};
+use super::io::touch;
+use super::names::check_dir;
+use super::types::{Attr, DirEntry};
+use crate::error::{Errno, FsError, FsResult};
+use crate::inode::{Engine, InodeRef};
+use gfs2_format::BlockAddr;
+use gfs2_format::dir::{self, Cookie};
+use std::ops::ControlFlow;
+
+/// Entries that are looked up together while a directory is locked.
+const BATCH: usize = 64;
+
+impl Fs {
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// ENOTDIR, ESTALE.
+    pub fn opendir(&self, ino: BlockAddr) -> FsResult<Handle> {
+        self.run("opendir", |engine| {
+            let inode = engine.inodes.get(ino)?;
+            check_dir(&inode)?;
+            drop(engine.shared_any(&inode)?);
+            Ok(self.handles.add(inode, OpenFlags::READ))
+        })
+    }
+
+    /// Hands out entries after `cookie` (0: from the start) until `visit` answers `true` for "full, this one was not
+    /// taken". `visit` is called with the directory locked and must not call the filesystem.
+    ///
+    /// # Errors
+    /// EBADF, ENOTDIR; corruption; I/O and lock errors.
+    pub fn readdir(
+        &self,
+        handle: Handle,
+        cookie: u64,
+        visit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> FsResult<()> {
+        self.run("readdir", |engine| {
+            let open = self.handles.get(handle)?;
+            open.check_dir()?;
+            let dinode = {
+                let locked = engine.shared(&open.inode)?;
+                dir::read_from(&locked.reader(), locked.addr(), Cookie::new(cookie), &mut |entry| {
+                    if visit(&owned(&entry)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                })?;
+                *locked.dinode()
+            };
+            touch(engine, &open.inode, &dinode)
+        })
+    }
+
+    /// As [`Fs::readdir`], with attributes. An entry that was taken together with its attributes counts one
+    /// knowledge; `None` (for `.`, `..` and what cannot be had) counts none. `visit` is called without locks.
+    ///
+    /// # Errors
+    /// As [`Fs::readdir`].
+    pub fn readdir_plus(
+        &self,
+        handle: Handle,
+        cookie: u64,
+        visit: &mut dyn FnMut(&DirEntry, Option<&Attr>) -> bool,
+    ) -> FsResult<()> {
+        self.run("readdirplus", |engine| {
+            let open = self.handles.get(handle)?;
+            open.check_dir()?;
+            let mut cookie = Cookie::new(cookie);
+            loop {
+                let batch = batch(engine, &open.inode, cookie)?;
+                for (entry, inode) in &batch {
+                    let attr = inode.as_ref().and_then(|inode| child_attr(engine, inode));
+                    if visit(entry, attr.as_ref()) {
+                        return Ok(());
+                    }
+                    if let (Some(_), Some(inode)) = (attr, inode) {
+                        engine.inodes.remember(inode);
+                    }
+                    cookie = Cookie::new(entry.cookie);
+                }
+                if batch.len() < BATCH {
+                    break;
+                }
+            }
+            let dinode = *engine.shared_any(&open.inode)?.dinode();
+            touch(engine, &open.inode, &dinode)
+        })
+    }
+}
+
+fn owned(entry: &dir::Entry<'_>) -> DirEntry {
+    DirEntry { num: entry.num, kind: entry.kind, name: entry.name.to_vec(), cookie: entry.cookie.get() }
+}
+
+/// The next entries, with their inodes (whose iopen lock, taken under the directory's, keeps them from being deleted).
+fn batch(engine: &Engine, dir: &InodeRef, cookie: Cookie) -> FsResult<Vec<(DirEntry, Option<InodeRef>)>> {
+    let mut batch = Vec::with_capacity(BATCH);
+    let locked = engine.shared(dir)?;
+    dir::read_from(&locked.reader(), locked.addr(), cookie, &mut |entry| {
+        batch.push((owned(&entry), None));
+        if batch.len() < BATCH { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    for (entry, inode) in &mut batch {
+        if matches!(entry.name.as_slice(), b"." | b"..") {
+            continue;
+        }
+        *inode = match engine.inode(entry.num, entry.kind) {
+            Ok(inode) => Some(inode),
+            // Its predecessor is still on its way out: a lookup will wait for that.
+            Err(FsError::Posix(Errno::ESTALE)) => None,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(batch)
+}
+
+/// Attributes of an entry; what goes wrong shows when somebody looks it up.
+fn child_attr(engine: &Engine, inode: &InodeRef) -> Option<Attr> {
+    let result = engine.shared_any(inode).and_then(|locked| attr(&locked));
+    match result {
+        Ok(attr) => Some(attr),
+        Err(error) => {
+            tracing::debug!(inode = inode.addr().get(), "readdirplus: {error}");
+            None
+        }
+    }
+}

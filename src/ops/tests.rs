@@ -1,0 +1,5 @@
+//! The verbs over a volume in memory. Every test ends with the reference checker finding nothing.
+
+mod basic;
+mod model;
+mod rig;

@@ -1,0 +1,225 @@
+//! One resource group in memory: which blocks may be allocated, and who is at it.
+//!
+//! Invariants: [`Core`] says something about the disk only while the group's glock is held (it is dropped when the
+//! glock is given up); a block freed by a commit that is not durable is free on disk and not in [`Core::map`]; the
+//! local lock is held from the first allocation of an operation to its commit, so that two operations of this node
+//! never edit the same bitmap block at once.
+
+use super::freemap::FreeMap;
+use crate::error::FsResult;
+use crate::txn::CommitSeq;
+use gfs2_format::bitmap::RgrpLayout;
+use gfs2_format::ondisk::{BlockState, RgFlags, Rgrp};
+use gfs2_format::{BlockAddr, BlockRead, Extent};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+/// Free blocks of a group nobody has looked at.
+const UNKNOWN: u32 = u32::MAX;
+
+/// A run of blocks, counted from the group's first data block.
+pub(super) type Run = (u32, u32);
+
+/// What is known of a group while its glock is held.
+#[derive(Debug, Default)]
+pub(super) struct Core {
+    /// The bitmaps have been read.
+    pub(super) loaded: bool,
+    /// Blocks that may be allocated now.
+    pub(super) map: FreeMap,
+    /// Freed by commits that are not durable yet, oldest first.
+    pending: VecDeque<(CommitSeq, Vec<Run>)>,
+    /// Where the last allocation ended.
+    pub(super) last: u32,
+    /// Dinodes without links.
+    pub(super) unlinked: u32,
+    /// NOALLOC is set.
+    pub(super) noalloc: bool,
+}
+
+impl Core {
+    /// Makes what was freed by durable commits allocatable.
+    fn release(&mut self, durable: CommitSeq) {
+        while self.pending.front().is_some_and(|(seq, _)| *seq <= durable) {
+            for (start, len) in self.pending.pop_front().map(|(_, runs)| runs).unwrap_or_default() {
+                self.map.insert(start, len);
+            }
+        }
+    }
+}
+
+/// A resource group.
+#[derive(Debug)]
+pub(crate) struct Group {
+    layout: RgrpLayout,
+    core: Mutex<Core>,
+    /// The local lock: is somebody between his first allocation and his commit?
+    busy: Mutex<bool>,
+    idle: Condvar,
+    /// Allocatable blocks when last seen.
+    free_hint: AtomicU32,
+}
+
+impl Group {
+    pub(super) fn new(layout: RgrpLayout) -> Self {
+        Self {
+            layout,
+            core: Mutex::default(),
+            busy: Mutex::new(false),
+            idle: Condvar::new(),
+            free_hint: AtomicU32::new(UNKNOWN),
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn layout(&self) -> &RgrpLayout {
+        &self.layout
+    }
+
+    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock()
+    }
+
+    /// Allocatable blocks when last seen; `None` when nobody has looked since the glock came.
+    pub(super) fn free_hint(&self) -> Option<u32> {
+        Some(self.free_hint.load(Ordering::Relaxed)).filter(|free| *free != UNKNOWN)
+    }
+
+    fn set_hint(&self, core: &Core) {
+        let free = if core.noalloc { 0 } else { core.map.free() };
+        self.free_hint.store(free, Ordering::Relaxed);
+    }
+
+    /// The glock is being given up: nothing is known any more. The log has been flushed, so nothing is pending.
+    pub(super) fn forget(&self) {
+        *self.core() = Core::default();
+        self.free_hint.store(UNKNOWN, Ordering::Relaxed);
+    }
+
+    /// Reads header and bitmaps, unless that has been done since the glock came; then lets go of what has become
+    /// durable.
+    pub(super) fn load<R: BlockRead + ?Sized>(&self, reader: &R, durable: CommitSeq) -> FsResult<()> {
+        let mut core = self.core();
+        if !core.loaded {
+            let fresh = self.read(reader)?;
+            *core = fresh;
+        }
+        core.release(durable);
+        self.set_hint(&core);
+        Ok(())
+    }
+
+    fn read<R: BlockRead + ?Sized>(&self, reader: &R) -> FsResult<Core> {
+        let mut core = Core {
+            map: FreeMap::new(self.layout.data()),
+            ..Core::default()
+        };
+        let blocks: Vec<BlockAddr> = self.layout.slices().map(|slice| slice.block).collect();
+        reader.read_ahead(&blocks);
+        for slice in self.layout.slices() {
+            let block = reader.read(slice.block)?;
+            slice.check_block(&block)?;
+            if slice.index == 0 {
+                let header = self.layout.check_header(&block)?;
+                let flags = RgFlags::from_bits_retain(header.flags.get());
+                core.noalloc = flags.contains(RgFlags::NOALLOC);
+            }
+            let mut from = slice.first;
+            while let Some(run) = slice.find_free(&block, from, 1, u32::MAX)? {
+                core.map.insert(self.position(run.start), run.len);
+                from = BlockAddr::new(run.start.get().saturating_add(u64::from(run.len)));
+            }
+            let [_, _, unlinked, _] = slice.count(&block)?;
+            core.unlinked += unlinked;
+        }
+        core.loaded = true;
+        Ok(core)
+    }
+
+    /// Position of a data block of this group.
+    pub(super) fn position(&self, block: BlockAddr) -> u32 {
+        u32::try_from(block.get().saturating_sub(self.layout.data0().get())).unwrap_or(u32::MAX)
+    }
+
+    /// The run as block addresses.
+    pub(super) fn extent(&self, (start, len): Run) -> Extent {
+        let first = self.layout.data0().get().saturating_add(u64::from(start));
+        Extent {
+            start: BlockAddr::new(first),
+            len,
+        }
+    }
+
+    /// The operation that took and freed these runs has committed.
+    pub(super) fn committed(&self, seq: CommitSeq, freed: Vec<Run>) {
+        let mut core = self.core();
+        if !freed.is_empty() {
+            core.pending.push_back((seq, freed));
+        }
+        self.set_hint(&core);
+    }
+
+    /// The operation that took these runs was rolled back.
+    pub(super) fn rolled_back(&self, taken: &[Run]) {
+        let mut core = self.core();
+        for (start, len) in taken {
+            core.map.insert(*start, *len);
+        }
+        self.set_hint(&core);
+    }
+
+    /// Takes the local lock; without waiting unless `wait`.
+    pub(super) fn lock_local(&self, wait: bool) -> bool {
+        let mut busy = self.busy.lock();
+        while *busy {
+            if !wait {
+                return false;
+            }
+            self.idle.wait(&mut busy);
+        }
+        *busy = true;
+        true
+    }
+
+    /// Has somebody the local lock?
+    pub(super) fn is_busy(&self) -> bool {
+        *self.busy.lock()
+    }
+
+    pub(super) fn unlock_local(&self) {
+        *self.busy.lock() = false;
+        self.idle.notify_one();
+    }
+
+    /// The header as read; for figures under a shared lock.
+    pub(super) fn header<R: BlockRead + ?Sized>(&self, reader: &R) -> FsResult<Rgrp> {
+        let block = reader.read(self.layout.addr())?;
+        Ok(*self.layout.check_header(&block)?)
+    }
+
+    /// State of one of the group's data blocks on disk.
+    pub(super) fn state<R: BlockRead + ?Sized>(&self, reader: &R, block: BlockAddr) -> FsResult<Option<BlockState>> {
+        let Some(slice) = self.layout.locate(block) else {
+            return Ok(None);
+        };
+        let bytes = reader.read(slice.block)?;
+        slice.check_block(&bytes)?;
+        Ok(Some(slice.state(&bytes, block)?))
+    }
+
+    /// All dinodes without links.
+    pub(super) fn unlinked<R: BlockRead + ?Sized>(&self, reader: &R) -> FsResult<Vec<BlockAddr>> {
+        let mut found = Vec::new();
+        for slice in self.layout.slices() {
+            let bytes = reader.read(slice.block)?;
+            slice.check_block(&bytes)?;
+            let mut from = slice.first;
+            while let Some(block) = slice.find_state(&bytes, from, BlockState::Unlinked)? {
+                found.push(block);
+                from = BlockAddr::new(block.get().saturating_add(1));
+            }
+        }
+        Ok(found)
+    }
+}
