@@ -10,12 +10,12 @@ use crate::glock::{Glock, GlockGuard};
 use crate::txn::CommitSeq;
 use gfs2_format::ondisk::FileType;
 use gfs2_format::{BlockAddr, InodeNum};
+use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const SHARDS: usize = 64;
@@ -159,7 +159,9 @@ impl Clone for InodeRef {
 
 impl Drop for InodeRef {
     fn drop(&mut self) {
-        self.table.release(self.inode.addr(), |slot| slot.users = slot.users.saturating_sub(1));
+        self.table.release(self.inode.addr(), |slot| {
+            slot.users = slot.users.saturating_sub(1)
+        });
     }
 }
 
