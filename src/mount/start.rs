@@ -12,7 +12,7 @@ use crate::fuse::Notifications;
 use crate::glock::name::nondisk;
 use crate::glock::{GlockGuard, GlockName, GlockOps, GlockTable, HolderFlags, Presence, State, TableOptions};
 use crate::health::{Cause, Health};
-use crate::journal::{Journal, JournalConfig};
+use crate::journal::{Journal, JournalConfig, LogDaemon};
 use crate::ops::{AtimeMode, Fs, FsConfig, FsOptions};
 use crate::recovery::{Access, recover_all};
 use dlm_client::{Dlm, JoinOptions, LocalDlm};
@@ -36,6 +36,8 @@ pub struct Started {
     /// Held as long as the mount lives; last taken, first given back.
     held: Vec<GlockGuard>,
     timers: Timers,
+    /// Commits by the clock and keeps the log short; not on a read-only mount.
+    log_daemon: Option<LogDaemon>,
 }
 
 /// What a start needs.
@@ -212,6 +214,8 @@ fn start_locked(
         }
         None => None,
     };
+    let live = journal.as_ref().filter(|_| !read_only);
+    let log_daemon = live.map(LogDaemon::start).transpose().map_err(refused)?;
     let config = FsConfig {
         volume: plan.volume.clone(),
         cache,
@@ -234,6 +238,7 @@ fn start_locked(
         glocks: Arc::clone(glocks),
         held: held.guards,
         timers,
+        log_daemon,
     })
 }
 
@@ -342,10 +347,12 @@ impl Started {
             glocks,
             held,
             timers,
+            log_daemon,
         } = self;
         timers.stop();
         glocks.set_kernel_cache(None);
         let result = fs.shutdown();
+        drop(log_daemon);
         drop(fs);
         for guard in held.into_iter().rev() {
             drop(guard);
