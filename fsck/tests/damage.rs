@@ -89,6 +89,15 @@ const CASES: &[Case] = cases! {
     "journal size": _ => "set dinode(master:/jindex/journal1).di_size = 8388609" => [JournalInode];
     "journal tail": _ => "set log_header(journal 0 block 1966).lh_flags = 0\n\
         set log_header(journal 0 block 1966).lh_tail = 99999, fix crc" => [JournalDirty, JournalReplay];
+    "dirty journal, sequence twice": m => {
+        let map = &m.volume.journals[0].map;
+        let at = map.address(gfs2_format::JournalBlock::new(1966)).unwrap().get();
+        let sequence = u64::from_be_bytes(m.block(at)[24..32].try_into().unwrap());
+        format!("set log_header(journal 0 block 1966).lh_flags = 0, fix crc\n\
+            copy journal 0 block 1966 to journal 0 block 1990\n\
+            set log_header(journal 0 block 1990).lh_blkno = 1990\n\
+            set log_header(journal 0 block 1990).lh_sequence = {sequence}, fix crc")
+    } => [JournalDirty, JournalSequence];
     "journal renamed": m => poke_name(m, m.master("jindex"), b"journal1", b"journal7") => [Jindex, EntryHash];
 
     "own address": _ => "set dinode(/names/a).no_addr = 5" => [DinodeAddress];
