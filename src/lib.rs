@@ -8,6 +8,7 @@ pub mod cache;
 pub mod completions;
 pub mod ctl;
 pub mod error;
+pub mod fuse;
 pub mod glock;
 pub mod health;
 pub(crate) mod inode;

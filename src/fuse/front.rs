@@ -175,11 +175,6 @@ impl Filesystem for Front {
         self.spawn(move |fs| fs.forget(ino, nlookup));
     }
 
-    fn batch_forget(&self, _req: &Request, nodes: &[fuser::ForgetOne]) {
-        let list: Vec<(BlockAddr, u64)> = nodes.iter().map(|n| (self.addr(n.nodeid()), n.nlookup())).collect();
-        self.spawn(move |fs| list.into_iter().for_each(|(ino, count)| fs.forget(ino, count)));
-    }
-
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let (ino, ttl) = (self.addr(ino), self.options.ttl);
         self.spawn(move |fs| match fs.getattr(ino) {

@@ -6,6 +6,8 @@ pub mod guard;
 pub mod logging;
 pub mod options;
 pub mod remount;
+pub mod run;
 pub mod signals;
+pub mod start;
 pub mod timers;
 pub mod unmount;
