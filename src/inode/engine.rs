@@ -290,6 +290,6 @@ impl std::fmt::Debug for Work {
 }
 
 /// A dinode in an edit.
-pub(crate) fn dinode_of<'a, E: BlockEdit>(edit: &'a mut E, addr: BlockAddr) -> FsResult<&'a mut Dinode> {
+pub(crate) fn dinode_of<E: BlockEdit>(edit: &mut E, addr: BlockAddr) -> FsResult<&mut Dinode> {
     Ok(view_mut(edit.edit(addr)?, 0, addr)?)
 }

@@ -95,6 +95,14 @@ impl Inode {
         self.commits.lock().complete = true;
     }
 
+    /// Another node wants to delete it, and waits for us to let go.
+    fn is_wanted(&self) -> bool {
+        let iopen = self.iopen.lock();
+        iopen
+            .as_ref()
+            .is_some_and(|guard| guard.glock().is_demote_wanted())
+    }
+
     /// Gives the iopen lock out of hand: for the one who deletes, or when the entry goes.
     pub(crate) fn take_iopen(&self) -> Option<GlockGuard> {
         self.iopen.lock().take()
@@ -287,7 +295,7 @@ impl InodeTable {
         if slot.users > 0 || slot.nlookup > 0 || slot.evicting {
             return;
         }
-        if slot.inode.is_unlinked() {
+        if slot.inode.is_unlinked() || slot.inode.is_wanted() {
             slot.evicting = true;
             let inode = Arc::clone(&slot.inode);
             drop(slots);

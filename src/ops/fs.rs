@@ -4,8 +4,8 @@ use super::config::FsConfig;
 use super::handle::Handles;
 use super::types::StatFs;
 use crate::error::{Errno, FsError, FsResult};
-use crate::glock::{GlockName, GlockOps, Presence};
-use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, reclaim_orphans, run_evictions};
+use crate::glock::{GlockName, GlockOps};
+use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, IopenOps, reclaim_orphans, run_evictions};
 use crate::journal::{FlushReason, StopReason};
 use crate::rgrp::{IndexState, Rgrps};
 use crate::statfs::{Figures, Totals};
@@ -57,15 +57,17 @@ impl Fs {
             (rindex, rindex_glock),
             index,
         );
+        let inodes = InodeTable::new();
+        let iopen_ops = IopenOps::start(&inodes, &glocks, &inode_ops)?;
         let engine = Engine {
             device: Arc::clone(cache.device()),
             cache,
             journal,
             glocks,
             inode_ops,
-            iopen_ops: Arc::new(Presence),
+            iopen_ops,
             rgrps,
-            inodes: InodeTable::new(),
+            inodes,
             options,
             fs_format: volume.superblock.fs_format.get(),
         };

@@ -320,4 +320,14 @@ impl Rgrps {
         }
         Ok(sums)
     }
+
+    /// Addresses of all groups read so far.
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> Vec<BlockAddr> {
+        self.entries
+            .read()
+            .iter()
+            .map(|entry| entry.group.layout().addr())
+            .collect()
+    }
 }

@@ -29,6 +29,11 @@ pub(super) const ROOT_USER: Caller = Caller {
 
 /// Makes a volume.
 pub(super) fn volume(mib: u64, bsize: u32, journals: u32) -> Arc<MemDevice> {
+    volume_with(mib, bsize, journals, false)
+}
+
+/// Makes a volume, whose files journal their data or not.
+pub(super) fn volume_with(mib: u64, bsize: u32, journals: u32, jdata: bool) -> Arc<MemDevice> {
     let device = Arc::new(MemDevice::new(mib << 20));
     let options = Options {
         block_size: Some(bsize),
@@ -37,6 +42,7 @@ pub(super) fn volume(mib: u64, bsize: u32, journals: u32) -> Arc<MemDevice> {
         rgrp_mb: 32,
         time: Some(1_700_000_000),
         first_sequence: Some(5),
+        root_inherit_jdata: jdata,
         ..Options::nolock()
     };
     gfs2_mkfs::format(device.as_ref(), &options).unwrap();
