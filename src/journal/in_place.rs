@@ -4,7 +4,7 @@
 //! under way at a time, so two writes of one block never race; a block whose freeing is being committed is not begun.
 
 use super::ail::Pick;
-use super::journal::Journal;
+use super::log::Journal;
 use super::types::{FlushReason, Reservation};
 use crate::cache::lock;
 use crate::error::FsResult;

@@ -1,7 +1,7 @@
 //! Going live behind a clean head, and leaving a clean head behind.
 
 use super::ail::Pick;
-use super::journal::Journal;
+use super::log::Journal;
 use super::state::Phase;
 use super::types::{FlushReason, StatfsDelta, StopReason};
 use crate::cache::lock;
@@ -116,8 +116,13 @@ impl Journal {
             let all = lock(&self.state).ail.next_commit();
             self.write_in_place(Pick::Before(all))?;
             let state = lock(&self.state);
-            if state.open > 0 || !state.nothing_runs() || state.ail.len() > 0 {
+            if state.open > 0 || !state.nothing_runs() {
                 continue;
+            }
+            if state.ail.len() > 0 {
+                let left = state.ail.len();
+                drop(state);
+                return Err(self.fail(format!("{left} committed blocks cannot be written in place")));
             }
             let (at, sequence, local) = (state.head, state.sequence + 1, state.logged_local);
             drop(state);
