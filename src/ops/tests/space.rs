@@ -19,14 +19,25 @@ fn full(result: Result<(), Errno>) -> bool {
 }
 
 /// One allocating verb.
-fn step(rig: &Rig, rng: &mut Rng, dirs: &mut Vec<BlockAddr>, files: &mut Vec<(BlockAddr, String, BlockAddr)>) -> bool {
+fn step(
+    rig: &Rig,
+    rng: &mut Rng,
+    dirs: &mut Vec<BlockAddr>,
+    files: &mut Vec<(BlockAddr, String, BlockAddr)>,
+) -> bool {
     let dir = dirs[rng.usize(..dirs.len())];
     let name = format!("{}-{}", "n".repeat(rng.usize(1..200)), rng.u32(..1_000_000));
     let done = |result: crate::error::FsResult<()>| full(result.map_err(|e| e.errno()));
     match rng.u32(..12) {
-        0 => done(rig.fs.mkdir(&ROOT_USER, dir, name.as_bytes(), 0o755, 0).map(|entry| dirs.push(entry.attr.num.addr))),
+        0 => done(
+            rig.fs
+                .mkdir(&ROOT_USER, dir, name.as_bytes(), 0o755, 0)
+                .map(|entry| dirs.push(entry.attr.num.addr)),
+        ),
         1..=4 => {
-            let made = rig.fs.create(&ROOT_USER, dir, name.as_bytes(), 0o644, 0, true, OpenFlags::WRITE);
+            let made = rig
+                .fs
+                .create(&ROOT_USER, dir, name.as_bytes(), 0o644, 0, true, OpenFlags::WRITE);
             done(made.and_then(|(entry, handle, _)| {
                 files.push((dir, name, entry.attr.num.addr));
                 let len = rng.usize(..400_000);
@@ -36,24 +47,47 @@ fn step(rig: &Rig, rng: &mut Rng, dirs: &mut Vec<BlockAddr>, files: &mut Vec<(Bl
                 written.map(|_| ())
             }))
         }
-        5 => done(rig.fs.symlink(&ROOT_USER, dir, name.as_bytes(), b"target").map(|entry| {
-            files.push((dir, name, entry.attr.num.addr));
-        })),
+        5 => done(
+            rig.fs
+                .symlink(&ROOT_USER, dir, name.as_bytes(), b"target")
+                .map(|entry| {
+                    files.push((dir, name, entry.attr.num.addr));
+                }),
+        ),
         _ if files.is_empty() => false,
         op => {
             let at = rng.usize(..files.len());
             let (parent, old, file) = files[at].clone();
             match op {
-                6 => done(rig.fs.setxattr(&ROOT_USER, file, b"user.x", &vec![7; rng.usize(..60_000)], XattrMode::Any)),
+                6 => done(rig.fs.setxattr(
+                    &ROOT_USER,
+                    file,
+                    b"user.x",
+                    &vec![7; rng.usize(..60_000)],
+                    XattrMode::Any,
+                )),
                 7 => {
                     let size = Some(rng.u64(..1_000_000));
-                    let set = rig.fs.setattr(&ROOT_USER, file, &SetAttr { size, ..SetAttr::default() });
+                    let set = rig.fs.setattr(
+                        &ROOT_USER,
+                        file,
+                        &SetAttr {
+                            size,
+                            ..SetAttr::default()
+                        },
+                    );
                     // Symlinks have no size to set.
                     set.is_err_and(|e| e.errno() != Errno::EINVAL && done(Err(e)))
                 }
                 8 => {
-                    let moved =
-                        rig.fs.rename(&ROOT_USER, parent, old.as_bytes(), dir, name.as_bytes(), RenameMode::Replace);
+                    let moved = rig.fs.rename(
+                        &ROOT_USER,
+                        parent,
+                        old.as_bytes(),
+                        dir,
+                        name.as_bytes(),
+                        RenameMode::Replace,
+                    );
                     if moved.is_ok() {
                         files[at] = (dir, name, file);
                     }

@@ -36,7 +36,9 @@ fn threads_in_shared_directories() {
     let device = volume(96, 4096, 1);
     let rig = mount(&(Arc::clone(&device) as Arc<dyn BlockDevice>));
     let root = rig.root();
-    let dirs: Vec<BlockAddr> = (0..3).map(|n| rig.mkdir(root, &format!("d{n}")).num.addr).collect();
+    let dirs: Vec<BlockAddr> = (0..3)
+        .map(|n| rig.mkdir(root, &format!("d{n}")).num.addr)
+        .collect();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS)
@@ -82,22 +84,39 @@ fn work(rig: &super::rig::Rig, dirs: &[BlockAddr], seed: u64) {
             0..=1 => {
                 let made = fs.create(&ROOT_USER, dir, name, 0o644, 0, false, OpenFlags::WRITE);
                 allowed(made.map(|(entry, handle, _)| {
-                    fs.write(&ROOT_USER, handle, 0, &vec![1; rng.usize(1..50_000)], false, false).unwrap();
+                    fs.write(
+                        &ROOT_USER,
+                        handle,
+                        0,
+                        &vec![1; rng.usize(1..50_000)],
+                        false,
+                        false,
+                    )
+                    .unwrap();
                     fs.release(handle);
                     fs.forget(entry.attr.num.addr, 1);
                 }));
             }
-            2 => allowed(fs.mkdir(&ROOT_USER, dir, name, 0o755, 0).map(|e| fs.forget(e.attr.num.addr, 1))),
+            2 => allowed(
+                fs.mkdir(&ROOT_USER, dir, name, 0o755, 0)
+                    .map(|e| fs.forget(e.attr.num.addr, 1)),
+            ),
             3 => allowed(fs.unlink(&ROOT_USER, dir, name)),
             4 => allowed(fs.rmdir(&ROOT_USER, dir, name)),
             5 => {
-                let mode = if rng.bool() { RenameMode::Replace } else { RenameMode::Exchange };
+                let mode = if rng.bool() {
+                    RenameMode::Replace
+                } else {
+                    RenameMode::Exchange
+                };
                 allowed(fs.rename(&ROOT_USER, dir, name, other, new, mode));
             }
             6 => {
                 let found = fs.lookup(&ROOT_USER, dir, name);
                 allowed(found.and_then(|e| {
-                    let linked = fs.link(&ROOT_USER, e.attr.num.addr, other, new).map(|_| fs.forget(e.attr.num.addr, 1));
+                    let linked = fs
+                        .link(&ROOT_USER, e.attr.num.addr, other, new)
+                        .map(|_| fs.forget(e.attr.num.addr, 1));
                     fs.forget(e.attr.num.addr, 1);
                     match linked {
                         Err(error) if error.errno() == Errno::EPERM => Ok(()),
