@@ -133,6 +133,12 @@ impl Journal {
             let keep = state.ail.next_commit();
             self.advance(&mut state, at, at, keep);
             state.idle = true;
+            if state.open > 0 || !state.nothing_runs() {
+                // A glock that was given up meanwhile had revokes to write: they and one more clean header follow.
+                drop(state);
+                drop(one);
+                continue;
+            }
             state.phase = match state.phase {
                 Phase::Dead => Phase::Dead,
                 _ => Phase::Stopped,

@@ -271,7 +271,7 @@ impl Hold {
                 dinodes: 0,
             },
         )?;
-        self.give(run);
+        self.freed.push(run);
         Ok(())
     }
 
@@ -284,7 +284,7 @@ impl Hold {
         self.set_states(txn, Extent::single(block), BlockState::Unlinked, BlockState::Free)?;
         self.apply(txn, Counts { free: 1, dinodes: -1 })?;
         self.unlinked -= 1;
-        self.give(run);
+        self.freed.push(run);
         Ok(())
     }
 
@@ -304,12 +304,6 @@ impl Hold {
         self.edit_header(txn, |_| Ok(()))?;
         self.unlinked += 1;
         Ok(())
-    }
-
-    /// A block both taken and freed by this operation was never anybody's: it may be taken again at once. (No
-    /// operation does that today, but a retry inside one could.)
-    fn give(&mut self, run: Run) {
-        self.freed.push(run);
     }
 
     /// The transaction has been committed as `seq`.

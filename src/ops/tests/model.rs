@@ -705,23 +705,39 @@ fn first_difference(got: &[u8], want: &[u8]) -> String {
     }
 }
 
+/// The seeds of a test, and as many more as `MODEL_SEEDS` says (for a long run).
+fn seeds(fixed: &[(u64, u32)]) -> Vec<(u64, u32)> {
+    let more: u64 = std::env::var("MODEL_SEEDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
+    let mut all = fixed.to_vec();
+    for n in 0..more {
+        all.push((1000 + n, [4096, 1024, 512, 2048][n as usize % 4]));
+    }
+    all
+}
+
 #[test]
 fn one_node_agrees_with_a_tree_in_memory() {
-    for (seed, bsize) in [(1, 4096), (2, 1024), (3, 512), (4, 4096)] {
+    for (seed, bsize) in seeds(&[(1, 4096), (2, 1024), (3, 512), (4, 4096)]) {
+        eprintln!("seed {seed}, block size {bsize}");
         World::new(seed, bsize, 1, false).run(700, 2);
     }
 }
 
 #[test]
 fn journaled_data_agrees_with_a_tree_in_memory() {
-    for (seed, bsize) in [(11, 4096), (12, 1024)] {
+    for (seed, bsize) in seeds(&[(11, 4096), (12, 1024)]) {
+        eprintln!("seed {seed}, block size {bsize}");
         World::new(seed, bsize, 1, true).run(500, 2);
     }
 }
 
 #[test]
 fn two_nodes_agree_with_one_tree() {
-    for (seed, bsize) in [(21, 4096), (22, 1024)] {
+    for (seed, bsize) in seeds(&[(21, 4096), (22, 1024)]) {
+        eprintln!("seed {seed}, block size {bsize}");
         World::new(seed, bsize, 2, false).run(500, 2);
     }
 }
