@@ -189,6 +189,7 @@ impl Health {
             for hook in hooks {
                 hook(text);
             }
+            tracing::error!("fsid={}: File system withdrawn", self.fsid);
         }
         FsError::Withdrawn(text.clone())
     }

@@ -18,7 +18,11 @@ const MIB: u64 = 1 << 20;
 fn xtask(args: &[&str]) -> String {
     let mut cargo = Host::new(env!("CARGO"));
     cargo.arg("--config").arg(checkout().join(".cargo/config.toml"));
-    cargo.arg("run").arg("--quiet").arg("--manifest-path").arg(checkout().join("Cargo.toml"));
+    cargo
+        .arg("run")
+        .arg("--quiet")
+        .arg("--manifest-path")
+        .arg(checkout().join("Cargo.toml"));
     cargo.arg("--package").arg("xtask").arg("--").args(args);
     cargo.limit(Duration::from_secs(1800)).check()
 }
@@ -41,7 +45,10 @@ fn with_system(fstab: &str, script: &str) -> String {
     let etc = support::scratch("etc");
     fs::write(etc.path().join("fstab"), fstab).unwrap();
     let lay = |over: &Path, on: &str| {
-        format!("mount -t overlay overlay -o lowerdir={}:{on} {on}\n", over.display())
+        format!(
+            "mount -t overlay overlay -o lowerdir={}:{on} {on}\n",
+            over.display()
+        )
     };
     // /sbin is a link to /usr/sbin on every Debian since 12.
     let sbin = fs::canonicalize("/sbin").unwrap();
@@ -63,13 +70,31 @@ fn everything_lands_under_the_names_people_type() {
     for name in ["mkfs.gfs2", "fsck.gfs2", "mount.fuse-gfs2", "gfs2ctl"] {
         let program = place.join("usr/local/sbin").join(name);
         let version = Host::new(&program).arg("-V").check();
-        assert!(version.contains(env!("CARGO_PKG_VERSION")), "{name} -V: {version}");
+        assert!(
+            version.contains(env!("CARGO_PKG_VERSION")),
+            "{name} -V: {version}"
+        );
     }
-    for helper in ["mount.fuse-gfs2", "mount.fuse.gfs2", "umount.fuse.gfs2", "fsck.fuse-gfs2"] {
+    for helper in [
+        "mount.fuse-gfs2",
+        "mount.fuse.gfs2",
+        "umount.fuse.gfs2",
+        "fsck.fuse-gfs2",
+    ] {
         let link = fs::read_link(place.join("sbin").join(helper)).unwrap_or_else(|e| panic!("{helper}: {e}"));
-        assert!(link.starts_with("/usr/local/sbin"), "{helper} -> {}", link.display());
+        assert!(
+            link.starts_with("/usr/local/sbin"),
+            "{helper} -> {}",
+            link.display()
+        );
     }
-    for page in ["mkfs.gfs2", "fsck.gfs2", "mount.fuse-gfs2", "mount.fuse.gfs2", "gfs2ctl"] {
+    for page in [
+        "mkfs.gfs2",
+        "fsck.gfs2",
+        "mount.fuse-gfs2",
+        "mount.fuse.gfs2",
+        "gfs2ctl",
+    ] {
         let path = place.join(format!("usr/local/share/man/man8/{page}.8"));
         let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert!(text.contains(".SH SYNOPSIS"), "{page} has no synopsis");
@@ -91,9 +116,26 @@ fn everything_lands_under_the_names_people_type() {
 fn uninstall_leaves_nothing() {
     let dir = support::scratch("uninstall");
     let destdir = dir.path().to_str().unwrap();
-    xtask(&["install", "--destdir", destdir, "--prefix", "/usr", "--replace-gfs2-utils"]);
-    xtask(&["uninstall", "--destdir", destdir, "--prefix", "/usr", "--replace-gfs2-utils"]);
-    let left = Host::new("find").arg(dir.path()).args(["-not", "-type", "d"]).check();
+    xtask(&[
+        "install",
+        "--destdir",
+        destdir,
+        "--prefix",
+        "/usr",
+        "--replace-gfs2-utils",
+    ]);
+    xtask(&[
+        "uninstall",
+        "--destdir",
+        destdir,
+        "--prefix",
+        "/usr",
+        "--replace-gfs2-utils",
+    ]);
+    let left = Host::new("find")
+        .arg(dir.path())
+        .args(["-not", "-type", "d"])
+        .check();
     assert_eq!(left, "", "left behind");
 }
 
@@ -126,17 +168,28 @@ fn a_line_in_fstab_mounts_and_umount_leaves_a_clean_journal() {
 /// The fenced shell blocks of the README, in order.
 fn readme_blocks() -> Vec<String> {
     let text = fs::read_to_string(checkout().join("README.md")).unwrap();
-    let blocks = text.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap().to_owned());
+    let blocks = text
+        .split("```sh\n")
+        .skip(1)
+        .map(|b| b.split("```").next().unwrap().to_owned());
     blocks.collect()
 }
 
 #[test]
 fn the_two_commands_of_the_readme_are_the_demo_and_these_tests() {
     let first = &readme_blocks()[0];
-    let commands: Vec<&str> = first.lines().map(|l| l.split('#').next().unwrap().trim()).collect();
+    let commands: Vec<&str> = first
+        .lines()
+        .map(|l| l.split('#').next().unwrap().trim())
+        .collect();
     assert_eq!(commands, ["cargo xtask demo", "cargo xtask test"]);
     let said = xtask(&["demo"]);
-    for step in ["make the filesystem", "mount it", "every byte is what was written", "done:"] {
+    for step in [
+        "make the filesystem",
+        "mount it",
+        "every byte is what was written",
+        "done:",
+    ] {
         assert!(said.contains(step), "the demo did not say '{step}':\n{said}");
     }
     // The second command runs this test; .ci/run is that command.
@@ -148,7 +201,14 @@ fn the_two_commands_of_the_readme_are_the_demo_and_these_tests() {
 fn the_other_commands_of_the_readme_work_as_written() {
     let blocks = readme_blocks();
     assert_eq!(blocks.len(), 3, "a block without a test");
-    let install = blocks[1].lines().next().unwrap().split('#').next().unwrap().trim();
+    let install = blocks[1]
+        .lines()
+        .next()
+        .unwrap()
+        .split('#')
+        .next()
+        .unwrap()
+        .trim();
     assert_eq!(install, "cargo xtask install", "what installed() runs");
     let dir = support::scratch("readme");
     let image = sparse(&dir.path().join("volume.img"), 256 * MIB);

@@ -167,11 +167,18 @@ fn a_journal_outside_the_volume_is_refused_not_obeyed() {
     let dir = support::scratch("mount-cli");
     let image = sparse(&dir.path().join("volume.img"), 64 * MIB);
     reference_mkfs(&image, &["-p", "lock_nolock", "-j", "1", "-J", "8"]);
-    // journal0's dinode is the first block of the first group; its first pointer.
-    let dump = run("gfs2ctl", &["dump", image.to_str().unwrap(), "jindex", "--json"]);
+    let dump = run(
+        "gfs2ctl",
+        &["dump", image.to_str().unwrap(), "master:/jindex/journal0"],
+    );
     assert!(dump.status.success(), "{}", errors(&dump));
     let text = String::from_utf8(dump.stdout).unwrap();
-    let at = text.find("journal0").map(|_| 18u64).expect("journal0 in jindex");
+    let at: u64 = text
+        .split_whitespace()
+        .nth(3)
+        .unwrap()
+        .parse()
+        .expect("dinode at block N");
     poke(&image, at * 4096 + 232, &u64::MAX.to_be_bytes());
     refused(&image, "", 32, &["journal"]);
 }

@@ -9,14 +9,11 @@ use crate::observed::{Code, Observed};
 use crate::problem::{Class, Kind, Problem};
 use crate::report::{Reporter, Stage};
 use crate::table::Inodes;
-use crate::{Outcome, pass};
+use crate::{Outcome, Policy, pass};
 use gfs2_format::device::BlockDevice;
 use gfs2_format::ondisk::{BlockState, Superblock};
 use gfs2_format::{BlockAddr, Error, Expected, Geometry};
 use std::collections::BTreeMap;
-
-/// Blocks with several owners that are listed one by one.
-const DUPLICATES_LISTED: usize = 65536;
 
 /// Why a check ends early.
 #[derive(Debug)]
@@ -99,6 +96,8 @@ pub(crate) struct Check<'a> {
     pub(crate) directories: pass::directories::Found,
     /// Blocks with several owners; the second walk fills in who.
     shared: BTreeMap<BlockAddr, Owners>,
+    /// How many of them are listed one by one.
+    shared_listed: usize,
     shared_unlisted: u64,
     /// The second walk: look for owners, report nothing.
     searching: bool,
@@ -111,6 +110,7 @@ impl<'a> Check<'a> {
         superblock: Superblock,
         reporter: &'a mut dyn Reporter,
         outcome: Outcome,
+        policy: &Policy,
     ) -> Self {
         Self {
             device,
@@ -123,6 +123,7 @@ impl<'a> Check<'a> {
             inodes: Inodes::default(),
             directories: pass::directories::Found::default(),
             shared: BTreeMap::new(),
+            shared_listed: policy.duplicates_listed,
             shared_unlisted: 0,
             searching: false,
         }
@@ -237,7 +238,7 @@ impl<'a> Check<'a> {
 
     /// Notes that a block has more than one owner.
     pub(crate) fn share(&mut self, addr: BlockAddr) {
-        if self.shared.len() < DUPLICATES_LISTED || self.shared.contains_key(&addr) {
+        if self.shared.len() < self.shared_listed || self.shared.contains_key(&addr) {
             self.shared.entry(addr).or_default();
         } else {
             self.shared_unlisted += 1;
@@ -260,7 +261,7 @@ impl<'a> Check<'a> {
     }
 
     pub(crate) fn has_shared(&self) -> bool {
-        !self.shared.is_empty()
+        !self.shared.is_empty() || self.shared_unlisted > 0
     }
 
     pub(crate) fn begin_search(&mut self) {
@@ -279,9 +280,7 @@ impl<'a> Check<'a> {
             };
             let mut problem = Problem::new(kind, addr, "owners", owners.count, Expected::Value(1));
             problem.inode = owners.first.map(|(inode, _)| inode);
-            if let Some((other, _)) = owners.last {
-                problem = problem.named(format!("also of inode {other}").as_bytes());
-            }
+            problem.other = owners.last.map(|(inode, _)| inode);
             self.found(problem);
         }
         if self.shared_unlisted > 0 {

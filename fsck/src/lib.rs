@@ -41,6 +41,8 @@ pub struct Policy {
     pub force: bool,
     /// Memory for a replay that may not be written, in bytes.
     pub overlay_limit: u64,
+    /// Blocks with several owners that are listed one by one, with their owners.
+    pub duplicates_listed: usize,
     /// Time for the headers of replayed journals.
     pub now: LogTime,
 }
@@ -54,6 +56,7 @@ impl Policy {
             preen: false,
             force: false,
             overlay_limit: 1 << 30,
+            duplicates_listed: 65536,
             now: LogTime::default(),
         }
     }
@@ -136,7 +139,7 @@ impl Run<'_> {
         let device: &dyn BlockDevice = if written { self.device } else { &overlay };
         // A replay may have changed anything but the superblock: everything is read afresh.
         let short = self.policy.preen && !self.policy.force && self.outcome == Outcome::default();
-        let mut check = Check::new(device, geometry, superblock, reporter, self.outcome);
+        let mut check = Check::new(device, geometry, superblock, reporter, self.outcome, &self.policy);
         let result = everything(&mut check, short);
         check.settle();
         self.outcome = check.outcome;
@@ -180,6 +183,7 @@ impl Run<'_> {
                 *superblock,
                 &mut *reporter,
                 self.outcome,
+                &self.policy,
             );
             let mut reader = Reader::new(self.device, geometry);
             let result = look_at_journals(&mut check, &mut reader);
@@ -292,6 +296,7 @@ fn everything(check: &mut Check<'_>, short: bool) -> Step {
         check.superblock.root_dir.num().addr,
     ];
     roots.sort_unstable();
+    // Directories among them are looked at with all others.
     check.adopt(reader, &roots);
     check.directories(reader)?;
     check.stage(Stage::Connectivity);
@@ -308,5 +313,8 @@ fn everything(check: &mut Check<'_>, short: bool) -> Step {
         check.end_search();
     }
     check.stage(Stage::Statfs);
-    check.statfs(reader, &system, totals)
+    match totals {
+        Some(totals) => check.statfs(reader, &system, totals),
+        None => Ok(()),
+    }
 }

@@ -248,6 +248,8 @@ pub struct Problem {
     pub blocks: u64,
     /// The field as spelled in `gfs2_ondisk.h`, or what else holds the value found.
     pub field: &'static str,
+    /// Another inode concerned.
+    pub other: Option<BlockAddr>,
     /// The name concerned: of an entry, a system file, an attribute.
     pub name: Option<Box<[u8]>>,
     /// What was found.
@@ -272,6 +274,7 @@ impl Problem {
             block,
             blocks: 1,
             field,
+            other: None,
             name: None,
             found,
             expected,
@@ -315,6 +318,7 @@ impl Problem {
     pub(crate) fn continued_by(&self, next: &Self) -> bool {
         self.kind == next.kind
             && self.inode == next.inode
+            && self.other == next.other
             && self.name == next.name
             && self.field == next.field
             && self.found == next.found
@@ -343,7 +347,11 @@ impl fmt::Display for Problem {
             self.field,
             self.found,
             self.expected
-        )
+        )?;
+        match self.other {
+            Some(other) => write!(f, " (other inode: {other})"),
+            None => Ok(()),
+        }
     }
 }
 

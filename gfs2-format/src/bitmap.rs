@@ -1,8 +1,9 @@
 //! Resource group layout and the 2-bit block states: where they are, what they say, and their legal changes.
 //!
-//! Works on the bytes of one bitmap block at a time, so that the driver (buffers), fsck (overlay) and mkfs (plan) share it.
-//! Invariants: an [`RgrpLayout`] exists only for an index entry whose numbers agree with each other and with the
-//! device; a state changes only from the expected one, and only along a legal transition (FORMAT.md section 6).
+//! Works on the bytes of one bitmap block at a time, so that the driver (buffers), fsck (overlay) and mkfs (plan)
+//! share it. Invariants: an [`RgrpLayout`] exists only for an index entry whose numbers agree with each other and
+//! with the device; a state changes only from the expected one, and only along a legal transition (FORMAT.md
+//! section 6).
 
 use crate::addr::{BlockAddr, Extent};
 use crate::error::{Error, Expected, Result};
@@ -311,8 +312,8 @@ impl BitmapSlice {
     /// Changes a block's state.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the block is not in state `from`, when `from` to `to` is no legal transition, or for a
-    /// block of elsewhere.
+    /// [`Error::Corrupt`] when the block is not in state `from`, when `from` to `to` is no legal transition, or
+    /// for a block of elsewhere.
     pub fn set(&self, bytes: &mut [u8], block: BlockAddr, from: BlockState, to: BlockState) -> Result<()> {
         self.set_run(bytes, Extent::single(block), from, to)
     }
@@ -361,8 +362,8 @@ impl BitmapSlice {
         Ok(())
     }
 
-    /// The first run of free blocks at or after `from` (blocks before this part count as its first), at least `min`
-    /// long, cut to `want`. `None` when there is none in this part.
+    /// The first run of free blocks at or after `from` (blocks before this part count as its first), at least
+    /// `min` long, cut to `want`. `None` when there is none in this part.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for too few bytes.
@@ -450,8 +451,8 @@ fn state_at(bits: &[u8], index: usize) -> BlockState {
     BlockState::from_bits(byte >> ((index % 4) * 2))
 }
 
-/// Index of the first state at or after `from` that is (or, with `equal` false, is not) `state`. Looks at 32 states a
-/// step: a state is right where both bits of its difference to the pattern are clear.
+/// Index of the first state at or after `from` that is (or, with `equal` false, is not) `state`. Looks at 32
+/// states a step: a state is right where both bits of its difference to the pattern are clear.
 fn next_in(bits: &[u8], from: u64, state: BlockState, equal: bool) -> Option<usize> {
     let from = usize::try_from(from).ok()?;
     let pattern = LOW_BITS * (state as u64);
@@ -479,8 +480,8 @@ fn next_in(bits: &[u8], from: u64, state: BlockState, equal: bool) -> Option<usi
     None
 }
 
-/// Decodes the content of the rindex file: its whole entries, sorted by address (a tail shorter than an entry is not
-/// looked at, as in the kernel).
+/// Decodes the content of the rindex file: its whole entries, sorted by address (a tail shorter than an entry is
+/// not looked at, as in the kernel).
 ///
 /// # Errors
 /// [`Error::Corrupt`] for an entry that does not fit and for groups that overlap.

@@ -2,11 +2,11 @@
 //! compare every fact with the manifest the kernel's own tree gave, and account for every block of every bitmap.
 
 use crate::addr::{BlockAddr, FileBlock, FormalIno, InodeNum};
-use crate::dir::{Cookie, LeafCursor, NewEntry, insert, is_empty, lookup, read_from, remove};
+use crate::dir::{Cookie, LeafCursor, NewEntry, insert, is_empty, lookup, read_from, remove, replace};
 use crate::ea::{EaCursor, SetMode, Xattrs};
 use crate::edit::{BlockEdit, BlockRead};
 use crate::memvol::MemVolume;
-use crate::ondisk::{Dinode, EaType, FileType};
+use crate::ondisk::{DINODE_SIZE, Dinode, DinodeFlags, EaType, FileType, view_mut};
 use crate::time::Timestamp;
 use crate::tree::{
     FreeCursor, Metapath, StepBudget, data_use, map_or_alloc, next_data, next_hole, read_bytes,
@@ -323,5 +323,168 @@ fn files_of_the_kernel_take_our_changes() {
             assert_eq!(volume.dinode(*addr).unwrap().blocks.get(), 1);
         }
         volume.verify(&all, true).unwrap();
+    }
+}
+
+/// Writes the volume as an image file.
+fn save(volume: &MemVolume, path: &Path) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::create(path).unwrap();
+    let bs = u64::from(volume.geometry().bsize());
+    file.set_len(volume.geometry().end() * bs).unwrap();
+    for n in 0..volume.geometry().end() {
+        let block = volume.read(BlockAddr::new(n)).unwrap();
+        if block.iter().any(|b| *b != 0) {
+            file.write_all_at(&block, n * bs).unwrap();
+        }
+    }
+}
+
+/// Makes the master statfs file say what the resource groups say.
+fn settle_statfs(volume: &mut MemVolume) {
+    let master = volume.superblock().unwrap().master_dir.num().addr;
+    let statfs = lookup(volume, master, b"statfs").unwrap().unwrap().num.addr;
+    let sums = volume
+        .groups()
+        .iter()
+        .fold([0u64; 3], |[total, free, dinodes], group| {
+            let bytes = volume.read(group.addr()).unwrap();
+            let rgrp = group.check_header(&bytes).unwrap();
+            let (more, dinode) = (u64::from(rgrp.free.get()), u64::from(rgrp.dinodes.get()));
+            [total + u64::from(group.data()), free + more, dinodes + dinode]
+        });
+    let content: Vec<u8> = sums.iter().flat_map(|n| n.to_be_bytes()).collect();
+    volume.damage(statfs, |b| {
+        b[DINODE_SIZE..DINODE_SIZE + 24].copy_from_slice(&content)
+    });
+}
+
+fn link(volume: &mut MemVolume, dir: BlockAddr, name: &str, num: InodeNum, kind: FileType) {
+    let entry = NewEntry {
+        name: name.as_bytes(),
+        num,
+        kind,
+        ea_follows: false,
+    };
+    insert(volume, dir, &entry, NOW).unwrap();
+}
+
+fn add_nlink(volume: &mut MemVolume, addr: BlockAddr, more: u32) {
+    volume.damage(addr, |b| {
+        let di: &mut Dinode = view_mut(b, 0, addr).unwrap();
+        di.nlink = (di.nlink.get() + more).into();
+    });
+}
+
+/// All our writers at once: names (linear, converted, split, doubled, renamed), trees grown, punched, cut and
+/// resumed, xattrs of every layout.
+fn change_everything(volume: &mut MemVolume, users: &BTreeMap<String, BlockAddr>) {
+    let root = users["."];
+    let file = volume.new_inode(FileType::Regular, DinodeFlags::empty()).unwrap();
+    add_nlink(volume, file.addr, 6000);
+    link(volume, root, "ours", file, FileType::Regular);
+    for n in 0..5000 {
+        link(
+            volume,
+            users["./big"],
+            &format!("{}{n}", "y".repeat(n % 90)),
+            file,
+            FileType::Regular,
+        );
+    }
+    for n in 0..1500 {
+        let old = format!("f{n}");
+        let was = remove(volume, users["./big"], old.as_bytes(), NOW).unwrap();
+        link(
+            volume,
+            users["./big"],
+            &format!("renamed {old}"),
+            was.num,
+            was.kind,
+        );
+    }
+    let dir = volume.new_inode(FileType::Dir, DinodeFlags::JDATA).unwrap();
+    add_nlink(volume, dir.addr, 1);
+    add_nlink(volume, root, 1);
+    link(volume, root, "our dir", dir, FileType::Dir);
+    let up = NewEntry {
+        name: b"..",
+        num: volume.dinode(root).unwrap().inode_num(),
+        kind: FileType::Dir,
+        ea_follows: false,
+    };
+    replace(volume, dir.addr, &up, NOW).unwrap();
+    for n in 0..1000 {
+        link(volume, dir.addr, &format!("{n:0>200}"), file, FileType::Regular);
+    }
+    for (flags, name) in [(DinodeFlags::empty(), "sparse"), (DinodeFlags::JDATA, "jdata")] {
+        let num = volume.new_inode(FileType::Regular, flags).unwrap();
+        link(volume, dir.addr, name, num, FileType::Regular);
+        for lblock in [0, 100, 2000, 300_000, 1 << 32] {
+            let got = map_or_alloc(volume, num.addr, FileBlock::new(lblock), 90).unwrap();
+            let usage = data_use(&volume.dinode(num.addr).unwrap());
+            got.extent
+                .blocks()
+                .for_each(|block| volume.write_data(block, usage, b"data").unwrap());
+        }
+        let size = (1u64 << 33) * u64::from(volume.geometry().bsize());
+        truncate_begin(volume, num.addr, size, NOW).unwrap();
+        free_tree(
+            volume,
+            num.addr,
+            FreeCursor::new(FileBlock::new(110), Some(FileBlock::new(200_000))),
+        );
+        let cursor = truncate_begin(volume, num.addr, 1 << 30, NOW).unwrap().unwrap();
+        free_tree(volume, num.addr, cursor);
+        truncate_finish(volume, num.addr).unwrap();
+        let ea = Xattrs::new(num.addr, 1802);
+        for n in 0..60usize {
+            let name = format!("{name}{}", n % 45);
+            let left = ea
+                .set(
+                    volume,
+                    EaType::User,
+                    name.as_bytes(),
+                    &vec![7; n * n * 9],
+                    SetMode::Any,
+                )
+                .unwrap();
+            let mut cursor = EaCursor::reclaim();
+            let budget = StepBudget { frees: 99, edits: 9 };
+            assert_eq!(left.0, cursor.seek(volume, num.addr).unwrap().is_some());
+            while cursor.seek(volume, num.addr).unwrap().is_some() {
+                cursor.step(volume, num.addr, budget, &|_| true).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_reference_checker_finds_nothing_wrong_with_our_changes() {
+    for (name, seed) in [
+        ("clean4k", None),
+        ("clean2k", Some(3)),
+        ("clean1k", None),
+        ("clean1k", Some(5)),
+    ] {
+        let mut volume = volume(name);
+        if let Some(seed) = seed {
+            volume.short_runs(seed);
+        }
+        let (users, _) = all_inodes(&volume);
+        change_everything(&mut volume, &users);
+        let (_, all) = all_inodes(&volume);
+        volume.verify(&all, true).unwrap();
+        settle_statfs(&mut volume);
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        save(&volume, &image);
+        let output = Command::new("fsck.gfs2")
+            .args(["-n", "-f"])
+            .arg(&image)
+            .output()
+            .expect("fsck.gfs2 of gfs2-utils; run tests/lab/setup.sh as root");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{name}: {}\n{text}", output.status);
     }
 }

@@ -1,7 +1,7 @@
 //! A volume in memory for tests: real resource groups and bitmaps, an editor that keeps account, and a checker.
 //!
-//! Invariants: every bitmap change goes through [`crate::bitmap`]; a freed block is filled with a pattern that is no valid
-//! structure; a fresh block must be given contents before the checker is asked. Not for production use.
+//! Invariants: every bitmap change goes through [`crate::bitmap`]; a freed block is filled with a pattern that is
+//! no valid structure; a fresh block must be given contents before the checker is asked. Not for production use.
 
 use crate::addr::{BlockAddr, Extent, InodeNum};
 use crate::bitmap::{RgrpLayout, decode_rindex, find_rgrp};

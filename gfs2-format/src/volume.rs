@@ -11,7 +11,7 @@ use crate::addr::{BlockAddr, Extent, FileBlock, Jid};
 use crate::device::BlockDevice;
 use crate::dir::lookup;
 use crate::edit::{Block, BlockRead};
-use crate::error::{Error, Expected, Result};
+use crate::error::{Corrupt, Error, Expected, Result};
 use crate::geometry::{Geometry, SUPERBLOCK_OFFSET};
 use crate::log::JournalMap;
 use crate::ondisk::{Dinode, FileType, RindexEntry, Superblock};
@@ -243,8 +243,18 @@ pub fn read_journals(reader: &dyn BlockRead, system: &SystemFiles) -> Result<Vec
 /// Maps a journal's blocks, with the kernel's checks: size in bounds and whole blocks, not stuffed, no hole.
 ///
 /// # Errors
-/// I/O errors; [`Error::Corrupt`].
+/// I/O errors; [`Error::Corrupt`], whose structure is "journal" when it is the journal's dinode that lies.
 pub fn map_journal(reader: &dyn BlockRead, dinode: BlockAddr) -> Result<JournalMap> {
+    map_journal_blocks(reader, dinode).map_err(|error| match error {
+        Error::Corrupt(lie) if lie.structure == "dinode" => Error::Corrupt(Corrupt {
+            structure: "journal",
+            ..lie
+        }),
+        other => other,
+    })
+}
+
+fn map_journal_blocks(reader: &dyn BlockRead, dinode: BlockAddr) -> Result<JournalMap> {
     let block = reader.read(dinode)?;
     let geometry = reader.geometry();
     let di = Dinode::decode(&block, dinode, geometry)?;

@@ -1,7 +1,8 @@
 //! Every block an inode owns, one after the other: for eviction, fsck and tests of accounting.
 //!
-//! Invariants: bounded memory (one path of the tree, one leaf, one EA block); the walk ends after a number of blocks
-//! bounded by what the inode can own, whatever the pointers say. A bad block ends it with an error that names it.
+//! Invariants: bounded memory (one path of the tree, one leaf, one EA block); the walk ends after a number of
+//! blocks bounded by what the inode can own, whatever the pointers say. A bad block ends it with an error that
+//! names it.
 
 use crate::addr::{BlockAddr, Extent, FileBlock};
 use crate::dir::{Chain, Dir};

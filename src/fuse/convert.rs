@@ -18,7 +18,11 @@ pub(super) struct Nodes {
 
 impl Nodes {
     pub(super) fn addr(self, ino: INodeNo) -> BlockAddr {
-        if ino.0 == ROOT { self.root } else { BlockAddr::new(ino.0) }
+        if ino.0 == ROOT {
+            self.root
+        } else {
+            BlockAddr::new(ino.0)
+        }
     }
 
     pub(super) fn node(self, addr: BlockAddr) -> INodeNo {
@@ -27,7 +31,10 @@ impl Nodes {
 
     /// Attributes of an entry: the number is the node id.
     pub(super) fn entry_attr(self, attr: &Attr) -> FileAttr {
-        FileAttr { ino: self.node(attr.num.addr), ..file_attr(attr) }
+        FileAttr {
+            ino: self.node(attr.num.addr),
+            ..file_attr(attr)
+        }
     }
 }
 
@@ -76,17 +83,27 @@ pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
 pub(super) fn system_time(time: Timestamp) -> SystemTime {
     let nanos = Duration::from_nanos(u64::from(time.nsec));
     let whole = Duration::from_secs(time.sec.unsigned_abs());
-    let base = if time.sec >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    let base = if time.sec >= 0 {
+        UNIX_EPOCH.checked_add(whole)
+    } else {
+        UNIX_EPOCH.checked_sub(whole)
+    };
     base.and_then(|t| t.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
 /// A time of a SETATTR. fuser 0.18 turns (-2 s, 0.8 s) into 2.8 s *before* the epoch instead of 1.2 s: undone here.
 pub(super) fn timestamp(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Timestamp { sec: after.as_secs().cast_signed(), nsec: after.subsec_nanos() },
+        Ok(after) => Timestamp {
+            sec: after.as_secs().cast_signed(),
+            nsec: after.subsec_nanos(),
+        },
         Err(before) => {
             let before = before.duration();
-            Timestamp { sec: before.as_secs().cast_signed().wrapping_neg(), nsec: before.subsec_nanos() }
+            Timestamp {
+                sec: before.as_secs().cast_signed().wrapping_neg(),
+                nsec: before.subsec_nanos(),
+            }
         }
     }
 }
@@ -135,11 +152,17 @@ mod tests {
 
     #[test]
     fn times_before_the_epoch_survive() {
-        let time = Timestamp { sec: -2, nsec: 800_000_000 };
+        let time = Timestamp {
+            sec: -2,
+            nsec: 800_000_000,
+        };
         assert_eq!(system_time(time), UNIX_EPOCH - Duration::from_millis(1200));
         // As fuser hands in (-2, 0.8 s).
         assert_eq!(timestamp(UNIX_EPOCH - Duration::new(2, 800_000_000)), time);
-        let time = Timestamp { sec: 5_000_000_000, nsec: 1 };
+        let time = Timestamp {
+            sec: 5_000_000_000,
+            nsec: 1,
+        };
         assert_eq!(timestamp(system_time(time)), time);
     }
 }

@@ -7,9 +7,10 @@ use crate::error::{Errno, FsResult};
 use crate::ops::types::{Attr, Caller, Entry, SeekWhat, SetAttr, XattrMode};
 use crate::ops::{Fs, Handle, OpenFlags as Open};
 use fuser::{
-    BsdFileFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use gfs2_format::BlockAddr;
 use gfs2_format::device::AlignedBuf;
@@ -44,7 +45,12 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn new(fs: Arc<Fs>, nodes: Nodes, options: ServeOptions, pool: Pool) -> Self {
-        Self { fs, nodes, options, pool }
+        Self {
+            fs,
+            nodes,
+            options,
+            pool,
+        }
     }
 
     fn spawn(&self, job: impl FnOnce(&Fs) + Send + 'static) {
@@ -106,7 +112,11 @@ impl Front {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        pid: req.pid(),
+    }
 }
 
 fn generation(attr: &Attr) -> Generation {
@@ -243,13 +253,17 @@ impl Filesystem for Front {
         let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
         let umask = self.umask(umask);
         let rdev = convert::decode_dev(rdev);
-        self.entry("mknod", reply, move |fs| fs.mknod(&caller, parent, &name, mode, umask, rdev));
+        self.entry("mknod", reply, move |fs| {
+            fs.mknod(&caller, parent, &name, mode, umask, rdev)
+        });
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
         let umask = self.umask(umask);
-        self.entry("mkdir", reply, move |fs| fs.mkdir(&caller, parent, &name, mode, umask));
+        self.entry("mkdir", reply, move |fs| {
+            fs.mkdir(&caller, parent, &name, mode, umask)
+        });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -265,7 +279,9 @@ impl Filesystem for Front {
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
         let target = bytes_of(target.as_os_str());
-        self.entry("symlink", reply, move |fs| fs.symlink(&caller, parent, &name, &target));
+        self.entry("symlink", reply, move |fs| {
+            fs.symlink(&caller, parent, &name, &target)
+        });
     }
 
     fn rename(
@@ -283,11 +299,18 @@ impl Filesystem for Front {
         };
         let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
         let (new_parent, new_name) = (self.addr(newparent), bytes_of(newname));
-        self.empty("rename", reply, move |fs| fs.rename(&caller, parent, &name, new_parent, &new_name, mode));
+        self.empty("rename", reply, move |fs| {
+            fs.rename(&caller, parent, &name, new_parent, &new_name, mode)
+        });
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let (caller, ino, parent, name) = (caller(req), self.addr(ino), self.addr(newparent), bytes_of(newname));
+        let (caller, ino, parent, name) = (
+            caller(req),
+            self.addr(ino),
+            self.addr(newparent),
+            bytes_of(newname),
+        );
         self.entry("link", reply, move |fs| fs.link(&caller, ino, parent, &name));
     }
 
@@ -316,7 +339,9 @@ impl Filesystem for Front {
                 if buffer.len() < size {
                     buffer.resize(size);
                 }
-                let Some(target) = buffer.get_mut(..size) else { return reply.error(fuser::Errno::EIO) };
+                let Some(target) = buffer.get_mut(..size) else {
+                    return reply.error(fuser::Errno::EIO);
+                };
                 match fs.read(Handle(fh.0), offset, target) {
                     Ok(got) => reply.data(target.get(..got).unwrap_or_default()),
                     Err(error) => reply.error(errno("read", &error)),
@@ -342,13 +367,22 @@ impl Filesystem for Front {
         let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let data = AlignedBuf::from(data);
-        self.spawn(move |fs| match fs.write(&caller, Handle(fh.0), offset, &data, append, kill) {
-            Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(errno("write", &error)),
-        });
+        self.spawn(
+            move |fs| match fs.write(&caller, Handle(fh.0), offset, &data, append, kill) {
+                Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
+                Err(error) => reply.error(errno("write", &error)),
+            },
+        );
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         // Only kernels without FOPEN_NOFLUSH ask; there is nothing a close has to wait for.
         reply.ok();
     }
@@ -385,7 +419,12 @@ impl Filesystem for Front {
         self.spawn(move |fs| {
             let result = fs.readdir(Handle(fh.0), offset, &mut |entry| {
                 let kind = convert::file_type(entry.kind);
-                reply.add(INodeNo(entry.num.addr.get()), entry.cookie, kind, OsStr::from_bytes(&entry.name))
+                reply.add(
+                    INodeNo(entry.num.addr.get()),
+                    entry.cookie,
+                    kind,
+                    OsStr::from_bytes(&entry.name),
+                )
             });
             match result {
                 Ok(()) => reply.ok(),
@@ -394,7 +433,14 @@ impl Filesystem for Front {
         });
     }
 
-    fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let (nodes, ttl) = (self.nodes, self.options.ttl);
         self.spawn(move |fs| {
             let result = fs.readdir_plus(Handle(fh.0), offset, &mut |entry, attr| {
@@ -407,7 +453,14 @@ impl Filesystem for Front {
                         let dots = matches!(entry.name.as_slice(), b"." | b"..");
                         let ino = if dots { entry.num.addr.get() } else { 0 };
                         let kind = convert::file_type(entry.kind);
-                        (fuser::FileAttr { ino: INodeNo(ino), kind, ..nothing() }, Generation(0))
+                        (
+                            fuser::FileAttr {
+                                ino: INodeNo(ino),
+                                kind,
+                                ..nothing()
+                            },
+                            Generation(0),
+                        )
                     }
                 };
                 reply.add(attr.ino, entry.cookie, name, &ttl, &attr, generation)
@@ -419,7 +472,14 @@ impl Filesystem for Front {
         });
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.spawn(move |fs| {
             fs.release(Handle(fh.0));
             reply.ok();
@@ -432,7 +492,16 @@ impl Filesystem for Front {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         self.spawn(move |fs| match fs.statfs() {
-            Ok(s) => reply.statfs(s.blocks, s.free, s.free, s.files, s.files_free, s.bsize, NAME_MAX, s.bsize),
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.free,
+                s.free,
+                s.files,
+                s.files_free,
+                s.bsize,
+                NAME_MAX,
+                s.bsize,
+            ),
             Err(error) => reply.error(errno("statfs", &error)),
         });
     }
@@ -457,7 +526,9 @@ impl Filesystem for Front {
             return reply.error(fuser::Errno::from_i32(libc::EOPNOTSUPP));
         }
         let (caller, ino, name, value) = (caller(req), self.addr(ino), bytes_of(name), value.to_vec());
-        self.empty("setxattr", reply, move |fs| fs.setxattr(&caller, ino, &name, &value, mode));
+        self.empty("setxattr", reply, move |fs| {
+            fs.setxattr(&caller, ino, &name, &value, mode)
+        });
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -465,7 +536,9 @@ impl Filesystem for Front {
             return reply.error(fuser::Errno::from_i32(libc::EOPNOTSUPP));
         }
         let (caller, ino, name) = (caller(req), self.addr(ino), bytes_of(name));
-        self.bytes("getxattr", size, reply, move |fs| fs.getxattr(&caller, ino, &name));
+        self.bytes("getxattr", size, reply, move |fs| {
+            fs.getxattr(&caller, ino, &name)
+        });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -478,7 +551,9 @@ impl Filesystem for Front {
             return reply.error(fuser::Errno::from_i32(libc::EOPNOTSUPP));
         }
         let (caller, ino, name) = (caller(req), self.addr(ino), bytes_of(name));
-        self.empty("removexattr", reply, move |fs| fs.removexattr(&caller, ino, &name));
+        self.empty("removexattr", reply, move |fs| {
+            fs.removexattr(&caller, ino, &name)
+        });
     }
 
     fn create(
@@ -496,13 +571,15 @@ impl Filesystem for Front {
         let mut open = open_flags(flags);
         open.set(Open::TRUNCATE, flags & libc::O_TRUNC != 0);
         let (nodes, ttl) = (self.nodes, self.options.ttl);
-        self.spawn(move |fs| match fs.create(&caller, parent, &name, mode, umask, excl, open) {
-            Ok((entry, handle, _made)) => {
-                let attr = nodes.entry_attr(&entry.attr);
-                reply.created(&ttl, &attr, generation(&entry.attr), FileHandle(handle.0), OPENED);
-            }
-            Err(error) => reply.error(errno("create", &error)),
-        });
+        self.spawn(
+            move |fs| match fs.create(&caller, parent, &name, mode, umask, excl, open) {
+                Ok((entry, handle, _made)) => {
+                    let attr = nodes.entry_attr(&entry.attr);
+                    reply.created(&ttl, &attr, generation(&entry.attr), FileHandle(handle.0), OPENED);
+                }
+                Err(error) => reply.error(errno("create", &error)),
+            },
+        );
     }
 
     fn ioctl(
@@ -533,7 +610,15 @@ impl Filesystem for Front {
         reply.error(fuser::Errno::from_i32(libc::ENOSYS));
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let what = match whence {
             libc::SEEK_DATA => SeekWhat::Data,
             libc::SEEK_HOLE => SeekWhat::Hole,

@@ -25,7 +25,9 @@ impl Notifications {
 
 impl KernelCache for Notifications {
     fn flush_and_invalidate(&self, inode_number: u64, _keep_clean: bool) {
-        let Some((notifier, nodes)) = self.live.get() else { return };
+        let Some((notifier, nodes)) = self.live.get() else {
+            return;
+        };
         let node = nodes.node(gfs2_format::BlockAddr::new(inode_number));
         if let Err(error) = notifier.inval_inode(node, 0, 0) {
             tracing::debug!(inode_number, "invalidation: {error}");

@@ -58,7 +58,10 @@ impl Pool {
         if state.running < THREADS_MAX {
             let shared = Arc::clone(&self.shared);
             let name = format!("gfs2-req-{}", state.running);
-            if let Ok(thread) = std::thread::Builder::new().name(name).spawn(move || shared.work()) {
+            if let Ok(thread) = std::thread::Builder::new()
+                .name(name)
+                .spawn(move || shared.work())
+            {
                 state.running += 1;
                 state.threads.retain(|t| !t.is_finished());
                 state.threads.push(thread);
@@ -98,7 +101,9 @@ impl Shared {
                 drop(state);
                 // Dropping a request unanswered answers EIO; one bad request must not take the mount down.
                 if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                    tracing::error!("a request ended in a panic and was answered with EIO; please report this");
+                    tracing::error!(
+                        "a request ended in a panic and was answered with EIO; please report this"
+                    );
                 }
                 state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 continue;

@@ -50,11 +50,18 @@ impl Drop for MountedFuse {
 /// The system's: `/dev/fuse` missing, no permission, a busy target.
 pub fn mount(source: &Path, target: &Path, fstype: &str, flags: MountFlags) -> io::Result<MountedFuse> {
     let target = target.canonicalize()?;
-    let fd = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
-        io::Error::new(io::Error::from(error).kind(), format!("/dev/fuse: {error}; load the fuse module (modprobe fuse)"))
-    })?;
+    let fd =
+        rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
+            io::Error::new(
+                io::Error::from(error).kind(),
+                format!("/dev/fuse: {error}; load the fuse module (modprobe fuse)"),
+            )
+        })?;
     let rootmode = std::fs::metadata(&target)?.st_mode() & 0o170_000;
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let (uid, gid) = (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
     // default_permissions: the kernel checks modes (and ACLs), it alone knows the caller's groups.
     let data = format!(
         "fd={},rootmode={rootmode:o},user_id={uid},group_id={gid},default_permissions,allow_other",
@@ -63,7 +70,11 @@ pub fn mount(source: &Path, target: &Path, fstype: &str, flags: MountFlags) -> i
     let data = CString::new(data)?;
     let source = CString::new(source.as_os_str().as_bytes())?;
     rustix::mount::mount(source.as_c_str(), &target, fstype, flags, Some(data.as_c_str()))?;
-    Ok(MountedFuse { fd: Some(fd), target, live: true })
+    Ok(MountedFuse {
+        fd: Some(fd),
+        target,
+        live: true,
+    })
 }
 
 /// How a mount is served.
@@ -111,14 +122,19 @@ pub fn serve(
 /// finding the mount's device number asks the mount itself.
 fn set_read_ahead(target: PathBuf) {
     let set = move || {
-        let Ok(meta) = std::fs::metadata(&target) else { return };
+        let Ok(meta) = std::fs::metadata(&target) else {
+            return;
+        };
         let (major, minor) = (rustix::fs::major(meta.st_dev()), rustix::fs::minor(meta.st_dev()));
         let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
             tracing::debug!(path, "read-ahead stays at the kernel's default: {error}");
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("gfs2-readahead".into()).spawn(set) {
+    if let Err(error) = std::thread::Builder::new()
+        .name("gfs2-readahead".into())
+        .spawn(set)
+    {
         tracing::debug!("read-ahead stays at the kernel's default: {error}");
     }
 }

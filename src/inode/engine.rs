@@ -83,7 +83,11 @@ impl Engine {
             let iopen = self
                 .iopen_glock(num.addr)?
                 .acquire(State::Sh, HolderFlags::EXACT | HolderFlags::NOPID)?;
-            Ok(NewInode { kind, glock: self.inode_glock(num.addr)?, iopen })
+            Ok(NewInode {
+                kind,
+                glock: self.inode_glock(num.addr)?,
+                iopen,
+            })
         })
     }
 
@@ -105,7 +109,12 @@ impl Engine {
     }
 
     /// Locks an inode.
-    pub(crate) fn lock<'e>(&'e self, inode: &'e Inode, state: State, flags: HolderFlags) -> FsResult<Locked<'e>> {
+    pub(crate) fn lock<'e>(
+        &'e self,
+        inode: &'e Inode,
+        state: State,
+        flags: HolderFlags,
+    ) -> FsResult<Locked<'e>> {
         let guard = inode.glock().acquire(state, flags)?;
         Locked::new(self, inode, guard)
     }
@@ -130,7 +139,9 @@ pub(crate) struct Locked<'e> {
 
 impl std::fmt::Debug for Locked<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Locked").field("num", &self.inode.num()).finish_non_exhaustive()
+        f.debug_struct("Locked")
+            .field("num", &self.inode.num())
+            .finish_non_exhaustive()
     }
 }
 
@@ -138,7 +149,12 @@ impl<'e> Locked<'e> {
     /// Reads the dinode under a lock just taken.
     pub(crate) fn new(engine: &'e Engine, inode: &'e Inode, guard: GlockGuard) -> FsResult<Self> {
         let block = read_dinode(engine, inode, &guard)?;
-        Ok(Self { engine, inode, guard, block })
+        Ok(Self {
+            engine,
+            inode,
+            guard,
+            block,
+        })
     }
 
     /// The address.
@@ -188,7 +204,8 @@ impl<'e> Locked<'e> {
 
     /// Finishes a truncate that somebody left in the middle.
     pub(crate) fn resume(&mut self) -> FsResult<()> {
-        if self.dinode().flags().contains(DinodeFlags::TRUNC_IN_PROG) && self.engine.check_writable().is_ok() {
+        if self.dinode().flags().contains(DinodeFlags::TRUNC_IN_PROG) && self.engine.check_writable().is_ok()
+        {
             super::truncate::resume(self)?;
         }
         Ok(())
@@ -248,7 +265,9 @@ impl Work {
     pub(crate) fn hold(&mut self) -> FsResult<(&mut Transaction, &mut Hold)> {
         match &mut self.hold {
             Some(hold) => Ok((&mut self.txn, hold)),
-            None => Err(FsError::Inconsistent("a change of the bitmap without its resource group".into())),
+            None => Err(FsError::Inconsistent(
+                "a change of the bitmap without its resource group".into(),
+            )),
         }
     }
 
@@ -264,11 +283,13 @@ impl Work {
 
 impl std::fmt::Debug for Work {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Work").field("txn", &self.txn).finish_non_exhaustive()
+        f.debug_struct("Work")
+            .field("txn", &self.txn)
+            .finish_non_exhaustive()
     }
 }
 
 /// A dinode in an edit.
-pub(crate) fn dinode_of<'a, E: BlockEdit>(edit: &'a mut E, addr: BlockAddr) -> FsResult<&'a mut Dinode> {
+pub(crate) fn dinode_of<E: BlockEdit>(edit: &mut E, addr: BlockAddr) -> FsResult<&mut Dinode> {
     Ok(view_mut(edit.edit(addr)?, 0, addr)?)
 }

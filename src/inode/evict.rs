@@ -69,7 +69,9 @@ pub(crate) fn evict(engine: &Engine, inode: &Inode) -> FsResult<Evicted> {
 /// the inode's lock: it has the inode open and deletes it later.
 fn upgrade_iopen(engine: &Engine, inode: &Inode) -> FsResult<Option<GlockGuard>> {
     let flags = HolderFlags::NOCACHE | HolderFlags::NOPID;
-    let mut pending = engine.iopen_glock(inode.addr())?.acquire_async(State::Ex, flags)?;
+    let mut pending = engine
+        .iopen_glock(inode.addr())?
+        .acquire_async(State::Ex, flags)?;
     let deadline = Instant::now() + UPGRADE_WAIT;
     loop {
         let now = Instant::now();
@@ -89,7 +91,11 @@ fn deallocate(locked: &mut Locked<'_>) -> FsResult<()> {
         let mut leaves = LeafCursor::new();
         // A leaf may stand in half of the hash table.
         let table = locked.dinode().size.get() / engine.geometry().jbsize();
-        sweep(locked, &mut leaves, u32::try_from(table).unwrap_or(u32::MAX).saturating_add(4))?;
+        sweep(
+            locked,
+            &mut leaves,
+            u32::try_from(table).unwrap_or(u32::MAX).saturating_add(4),
+        )?;
         if locked.dinode().is_dir() {
             let mut work = engine.begin(Reservation::blocks(1), None)?;
             leaves.finish(&mut work.edit(locked.guard()), addr)?;
@@ -113,7 +119,9 @@ fn free_dinode(locked: &mut Locked<'_>) -> FsResult<()> {
         )));
     }
     let hold = locked.engine.rgrps.hold_of(addr)?;
-    let mut work = locked.engine.begin(Reservation::blocks(2).with_revokes(1), Some(hold))?;
+    let mut work = locked
+        .engine
+        .begin(Reservation::blocks(2).with_revokes(1), Some(hold))?;
     let (txn, hold) = work.hold()?;
     hold.free_dinode(txn, addr)?;
     txn.revoke(addr)?;
@@ -170,7 +178,10 @@ fn adopt(engine: &Engine, addr: BlockAddr) -> FsResult<bool> {
         dinode.file_type().map(|kind| (dinode.inode_num(), kind))
     };
     let Some((num, kind)) = num else { return Ok(false) };
-    let entry = match engine.inodes.get_or_make(num, || Ok(NewInode { kind, glock, iopen })) {
+    let entry = match engine
+        .inodes
+        .get_or_make(num, || Ok(NewInode { kind, glock, iopen }))
+    {
         Ok(entry) => entry,
         Err(FsError::Posix(Errno::ESTALE)) => return Ok(false),
         Err(error) => return Err(error),

@@ -5,6 +5,7 @@
 
 mod engine;
 mod evict;
+mod iopen;
 mod ops;
 mod options;
 mod read;
@@ -16,6 +17,7 @@ mod write;
 
 pub(crate) use engine::{Engine, Locked, Work, dinode_of};
 pub(crate) use evict::{reclaim_orphans, run_evictions};
+pub(crate) use iopen::IopenOps;
 pub(crate) use ops::InodeOps;
 pub use options::{AtimeMode, FsOptions};
 pub(crate) use read::read;

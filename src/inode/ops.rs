@@ -25,7 +25,11 @@ impl InodeOps {
         journal: Option<Arc<Journal>>,
         rindex: (BlockAddr, Arc<IndexState>),
     ) -> Self {
-        Self { cache, journal, rindex }
+        Self {
+            cache,
+            journal,
+            rindex,
+        }
     }
 }
 
@@ -43,7 +47,9 @@ impl GlockOps for InodeOps {
             return;
         }
         if let Err(error) = self.cache.drop_owner(glock.name()) {
-            self.cache.health().withdraw("inode::invalidate", &Cause::Consistency(error.to_string()));
+            self.cache
+                .health()
+                .withdraw("inode::invalidate", &Cause::Consistency(error.to_string()));
         }
         if glock.name().number == self.rindex.0.get() {
             self.rindex.1.outdated();

@@ -22,7 +22,9 @@ pub(crate) fn read(locked: &Locked<'_>, offset: u64, buf: &mut [u8]) -> FsResult
     let engine = locked.engine;
     let dinode = locked.dinode();
     let size = dinode.size.get();
-    let len = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
+    let len = usize::try_from(size.saturating_sub(offset))
+        .unwrap_or(usize::MAX)
+        .min(buf.len());
     if len == 0 {
         return Ok(0);
     }
@@ -83,7 +85,13 @@ fn joins(last: &Piece, next: &Piece) -> bool {
 
 pub(super) fn map(locked: &Locked<'_>, lblock: u64, want: u64) -> FsResult<Mapping> {
     let lblock = FileBlock::new(lblock);
-    Ok(tree::map(&locked.reader(), locked.addr(), locked.block(), lblock, want)?)
+    Ok(tree::map(
+        &locked.reader(),
+        locked.addr(),
+        locked.block(),
+        lblock,
+        want,
+    )?)
 }
 
 /// Reads pieces into `buf[..len]`; what lies behind in `buf` may be used to read whole sectors.
@@ -106,7 +114,10 @@ fn read_pieces(locked: &Locked<'_>, pieces: &[Piece], buf: &mut [u8], len: usize
                 let whole = piece.len.next_multiple_of(sector as usize);
                 if at % sector == 0 && whole <= part.len() {
                     let (part, _) = part.split_at_mut(whole);
-                    requests.push(ReadRequest { offset: at, buf: part });
+                    requests.push(ReadRequest {
+                        offset: at,
+                        buf: part,
+                    });
                 } else {
                     unaligned.push((done, piece.len, at));
                 }

@@ -61,14 +61,19 @@ pub(crate) fn sweep(locked: &mut Locked<'_>, cursor: &mut dyn Sweep, least_edits
         let length = hold.length();
         let budget = StepBudget {
             frees: FREES_MAX.min(u32::try_from(max).unwrap_or(u32::MAX)),
-            edits: EDITS_MAX.min(u32::try_from(max.saturating_sub(length) / 2).unwrap_or(u32::MAX)).max(2).max(least_edits),
+            edits: EDITS_MAX
+                .min(u32::try_from(max.saturating_sub(length) / 2).unwrap_or(u32::MAX))
+                .max(2)
+                .max(least_edits),
         };
         let bitmaps = length.min(u64::from(budget.frees) + 1);
         let reservation =
             Reservation::blocks(u64::from(budget.edits) + bitmaps).with_revokes(u64::from(budget.frees));
         let layout = hold.group().layout().clone();
         let mut work = engine.begin(reservation, Some(hold))?;
-        let outcome = cursor.step(&mut work.edit(locked.guard()), addr, budget, &|b| layout.contains_data(b))?;
+        let outcome = cursor.step(&mut work.edit(locked.guard()), addr, budget, &|b| {
+            layout.contains_data(b)
+        })?;
         if outcome.freed == 0 && !outcome.done {
             return Err(FsError::Inconsistent(format!(
                 "inode {addr}: block {block} was to be freed and was not"

@@ -10,12 +10,12 @@ use crate::glock::{Glock, GlockGuard};
 use crate::txn::CommitSeq;
 use gfs2_format::ondisk::FileType;
 use gfs2_format::{BlockAddr, InodeNum};
+use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const SHARDS: usize = 64;
@@ -95,6 +95,14 @@ impl Inode {
         self.commits.lock().complete = true;
     }
 
+    /// Another node wants to delete it, and waits for us to let go.
+    fn is_wanted(&self) -> bool {
+        let iopen = self.iopen.lock();
+        iopen
+            .as_ref()
+            .is_some_and(|guard| guard.glock().is_demote_wanted())
+    }
+
     /// Gives the iopen lock out of hand: for the one who deletes, or when the entry goes.
     pub(crate) fn take_iopen(&self) -> Option<GlockGuard> {
         self.iopen.lock().take()
@@ -159,7 +167,9 @@ impl Clone for InodeRef {
 
 impl Drop for InodeRef {
     fn drop(&mut self) {
-        self.table.release(self.inode.addr(), |slot| slot.users = slot.users.saturating_sub(1));
+        self.table.release(self.inode.addr(), |slot| {
+            slot.users = slot.users.saturating_sub(1)
+        });
     }
 }
 
@@ -285,7 +295,7 @@ impl InodeTable {
         if slot.users > 0 || slot.nlookup > 0 || slot.evicting {
             return;
         }
-        if slot.inode.is_unlinked() {
+        if slot.inode.is_unlinked() || slot.inode.is_wanted() {
             slot.evicting = true;
             let inode = Arc::clone(&slot.inode);
             drop(slots);

@@ -10,7 +10,10 @@ const GRAIN_NSEC: u32 = 4_000_000;
 /// Now, as inode times know it.
 pub(crate) fn now() -> Timestamp {
     let (sec, nsec) = match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(after) => (i64::try_from(after.as_secs()).unwrap_or(i64::MAX), after.subsec_nanos()),
+        Ok(after) => (
+            i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            after.subsec_nanos(),
+        ),
         Err(before) => {
             let before = before.duration();
             let sec = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
@@ -20,5 +23,8 @@ pub(crate) fn now() -> Timestamp {
             }
         }
     };
-    Timestamp { sec, nsec: nsec - nsec % GRAIN_NSEC }
+    Timestamp {
+        sec,
+        nsec: nsec - nsec % GRAIN_NSEC,
+    }
 }

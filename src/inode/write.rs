@@ -48,13 +48,22 @@ pub(crate) fn goal(locked: &Locked<'_>) -> BlockAddr {
 /// A mode without the set-id bits that such a write clears.
 pub(crate) fn killed(mode: u32) -> u32 {
     // Set-group-id without group execution means mandatory locking and stays.
-    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    let group = if mode & libc::S_IXGRP != 0 {
+        libc::S_ISGID
+    } else {
+        0
+    };
     mode & !(libc::S_ISUID | group)
 }
 
 /// Writes all of `data` at `offset`, in as many transactions as it takes; gives the bytes written, fewer than all only
 /// when an error came after some.
-pub(crate) fn write(locked: &mut Locked<'_>, offset: u64, data: &[u8], options: WriteOptions) -> FsResult<usize> {
+pub(crate) fn write(
+    locked: &mut Locked<'_>,
+    offset: u64,
+    data: &[u8],
+    options: WriteOptions,
+) -> FsResult<usize> {
     let size = locked.dinode().size.get();
     if offset > size && locked.dinode().height.get() > 0 {
         zero_tail(locked, size)?;
@@ -62,7 +71,12 @@ pub(crate) fn write(locked: &mut Locked<'_>, offset: u64, data: &[u8], options: 
     let mut done = 0;
     while done < data.len() {
         match step(locked, offset + done as u64, &data[done..], options) {
-            Ok(0) => return Err(FsError::Inconsistent(format!("inode {}: a write of no bytes", locked.addr()))),
+            Ok(0) => {
+                return Err(FsError::Inconsistent(format!(
+                    "inode {}: a write of no bytes",
+                    locked.addr()
+                )));
+            }
             Ok(n) => done += n,
             Err(_) if done > 0 => return Ok(done),
             Err(error) => return Err(error),
@@ -100,7 +114,9 @@ fn step(locked: &mut Locked<'_>, at: u64, data: &[u8], options: WriteOptions) ->
 
 /// Bytes of a write at `at` of `len` bytes that lie before logical block `end_block`.
 fn covered(at: u64, len: usize, end_block: u64, bsize: u64) -> usize {
-    usize::try_from(end_block.saturating_mul(bsize).saturating_sub(at)).unwrap_or(usize::MAX).min(len)
+    usize::try_from(end_block.saturating_mul(bsize).saturating_sub(at))
+        .unwrap_or(usize::MAX)
+        .min(len)
 }
 
 /// Size, times and mode after bytes up to `end` were written.
@@ -144,13 +160,21 @@ fn overwrite(
     options: WriteOptions,
 ) -> FsResult<usize> {
     let bsize = u64::from(locked.engine.geometry().bsize());
-    let mut runs = vec![Run { lblock: first, extent, fresh: false }];
+    let mut runs = vec![Run {
+        lblock: first,
+        extent,
+        fresh: false,
+    }];
     let mut have = u64::from(extent.len);
     while have < count {
         let Mapping::Data(extent) = map(locked, first + have, count - have)? else {
             break;
         };
-        runs.push(Run { lblock: first + have, extent, fresh: false });
+        runs.push(Run {
+            lblock: first + have,
+            extent,
+            fresh: false,
+        });
         have += u64::from(extent.len);
     }
     let n = covered(at, data.len(), first + have, bsize);
@@ -161,7 +185,9 @@ fn overwrite(
     let kills = options.kill_suidgid && killed(mode) != mode;
     if grows || kills || dinode.mtime() != options.now || dinode.ctime() != options.now {
         let mut work = locked.engine.begin(Reservation::blocks(1), None)?;
-        work.change(locked.guard(), locked.addr(), |dinode| stamp(dinode, end, options))?;
+        work.change(locked.guard(), locked.addr(), |dinode| {
+            stamp(dinode, end, options)
+        })?;
         commit(locked, work, !grows && !kills)?;
     }
     Ok(n)
@@ -182,7 +208,10 @@ fn fill(
     let first = at / bsize;
     let height = locked.dinode().height.get();
     let cost = |n| tree::worst_case_blocks(geometry, height, FileBlock::new(first), n);
-    let want = Want { min: cost(1).blocks(), ..Want::near(goal(locked), cost(blocks).blocks()) };
+    let want = Want {
+        min: cost(1).blocks(),
+        ..Want::near(goal(locked), cost(blocks).blocks())
+    };
     let hold = engine.rgrps.reserve(&want)?;
     let room = u64::from(hold.available());
     let mut blocks = blocks;
@@ -201,7 +230,9 @@ fn fill(
     } else {
         put(locked, &runs, at, &data[..n])?;
     }
-    work.change(locked.guard(), locked.addr(), |dinode| stamp(dinode, at + n as u64, options))?;
+    work.change(locked.guard(), locked.addr(), |dinode| {
+        stamp(dinode, at + n as u64, options)
+    })?;
     commit(locked, work, false)?;
     Ok(n)
 }
@@ -214,7 +245,11 @@ fn allocate(locked: &Locked<'_>, work: &mut Work, first: u64, blocks: u64) -> Fs
         let lblock = first + have;
         let mut edit = work.edit(locked.guard());
         let got = tree::map_or_alloc(&mut edit, locked.addr(), FileBlock::new(lblock), want)?;
-        runs.push(Run { lblock, extent: got.extent, fresh: got.new });
+        runs.push(Run {
+            lblock,
+            extent: got.extent,
+            fresh: got.new,
+        });
         have += u64::from(got.extent.len.max(1));
     }
     Ok(runs)
@@ -251,7 +286,9 @@ fn put(locked: &Locked<'_>, runs: &[Run], at: u64, data: &[u8]) -> FsResult<()> 
             let len = (upto - from) / bsize * bsize;
             let source = (from - at) as usize;
             match whole.last_mut() {
-                Some((offset, start, bytes)) if *offset + *bytes as u64 == to_device && *start + *bytes == source => {
+                Some((offset, start, bytes))
+                    if *offset + *bytes as u64 == to_device && *start + *bytes == source =>
+                {
                     *bytes += len as usize;
                 }
                 _ => whole.push((to_device, source, len as usize)),
@@ -259,7 +296,9 @@ fn put(locked: &Locked<'_>, runs: &[Run], at: u64, data: &[u8]) -> FsResult<()> 
             from += len;
         }
     }
-    let edges = edges.iter().map(|(offset, buf)| WriteRequest { offset: *offset, buf });
+    let edges = edges
+        .iter()
+        .map(|(offset, buf)| WriteRequest { offset: *offset, buf });
     let whole = whole.iter().map(|(offset, start, len)| WriteRequest {
         offset: *offset,
         buf: &data[*start..*start + *len],
@@ -302,7 +341,11 @@ fn write_logged(
         let Mapping::Data(extent) = map(locked, first + have, blocks - have)? else {
             break;
         };
-        runs.push(Run { lblock: first + have, extent, fresh });
+        runs.push(Run {
+            lblock: first + have,
+            extent,
+            fresh,
+        });
         have += u64::from(extent.len);
     }
     put_logged(locked, &mut work, &runs, at, data)?;

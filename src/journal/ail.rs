@@ -180,6 +180,8 @@ impl Ail {
                 unpin.push(*addr);
             }
         }
+        // So that what goes in place comes in few pieces.
+        list.sort_unstable();
         self.commits.push_back(Commit {
             first,
             pending: u32::try_from(list.len()).unwrap_or(u32::MAX),

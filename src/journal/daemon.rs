@@ -3,7 +3,7 @@
 //! Everything it does can be called directly ([`Journal::maintain`]); nothing depends on it running.
 
 use super::ail::Pick;
-use super::journal::Journal;
+use super::log::Journal;
 use super::types::FlushReason;
 use crate::cache::lock;
 use crate::error::{FsError, FsResult};
@@ -54,12 +54,11 @@ impl Journal {
     }
 
     fn run_daemon(&self) {
-        let interval = self.config.commit_interval;
         let mut last = Instant::now();
         loop {
             let mut daemon = lock(&self.daemon);
-            while !daemon.work && !daemon.stop && last.elapsed() < interval {
-                let left = interval.saturating_sub(last.elapsed());
+            while !daemon.work && !daemon.stop && last.elapsed() < daemon.interval {
+                let left = daemon.interval.saturating_sub(last.elapsed());
                 let woken = self.daemon_wake.wait_timeout(daemon, left);
                 daemon = woken.expect("a thread panicked in the log daemon").0;
             }
@@ -67,8 +66,8 @@ impl Journal {
                 return;
             }
             daemon.work = false;
+            let interval_over = last.elapsed() >= daemon.interval;
             drop(daemon);
-            let interval_over = last.elapsed() >= interval;
             if interval_over {
                 last = Instant::now();
             }

@@ -5,7 +5,7 @@
 //! eligible for writing in place, is the space before the tail used again, and is anybody told.
 
 use super::ail::Tail;
-use super::journal::Journal;
+use super::log::Journal;
 use super::running::{Running, RunningBlock};
 use super::state::State;
 use super::types::{CommitHook, CommitSeq, FlushReason, StatfsDelta, stamp};
@@ -223,7 +223,7 @@ impl Journal {
         )))
     }
 
-    fn fail(&self, what: String) -> FsError {
+    pub(super) fn fail(&self, what: String) -> FsError {
         let health = self.writer.health();
         health.withdraw("journal::flush", &Cause::Consistency(what))
     }

@@ -4,7 +4,7 @@
 //! under way at a time, so two writes of one block never race; a block whose freeing is being committed is not begun.
 
 use super::ail::Pick;
-use super::journal::Journal;
+use super::log::Journal;
 use super::types::{FlushReason, Reservation};
 use crate::cache::lock;
 use crate::error::FsResult;
@@ -104,7 +104,11 @@ impl Journal {
         if copies == 0 {
             return Ok(());
         }
-        let mut ticket = self.reserve_as(Reservation::default().with_revokes(copies), true)?;
+        let mut ticket = match self.reserve_as(Reservation::default().with_revokes(copies), true) {
+            // The journal was stopped meanwhile: a clean log has no copies.
+            Err(_) if lock(&self.state).ail.settled_copies(name).is_empty() => return Ok(()),
+            result => result?,
+        };
         let mut state = lock(&self.state);
         // Fewer, when the tail has moved meanwhile. A block in the running commit gets a newer copy instead.
         for addr in state.ail.settled_copies(name).into_iter().take(copies as usize) {

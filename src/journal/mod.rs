@@ -5,7 +5,7 @@ mod daemon;
 mod device;
 mod flush;
 mod in_place;
-mod journal;
+mod log;
 mod running;
 mod space;
 mod start;
@@ -13,7 +13,7 @@ mod state;
 mod types;
 
 pub use daemon::LogDaemon;
-pub use journal::{Journal, Ticket};
+pub use log::{Journal, Ticket};
 pub(crate) use types::{Change, WorkSet, stamp};
 pub use types::{CommitSeq, FlushReason, JournalConfig, JournalStats, Reservation, StatfsDelta, StopReason};
 

@@ -1,7 +1,7 @@
 //! Going live behind a clean head, and leaving a clean head behind.
 
 use super::ail::Pick;
-use super::journal::Journal;
+use super::log::Journal;
 use super::state::Phase;
 use super::types::{FlushReason, StatfsDelta, StopReason};
 use crate::cache::lock;
@@ -116,8 +116,13 @@ impl Journal {
             let all = lock(&self.state).ail.next_commit();
             self.write_in_place(Pick::Before(all))?;
             let state = lock(&self.state);
-            if state.open > 0 || !state.nothing_runs() || state.ail.len() > 0 {
+            if state.open > 0 || !state.nothing_runs() {
                 continue;
+            }
+            if state.ail.len() > 0 {
+                let left = state.ail.len();
+                drop(state);
+                return Err(self.fail(format!("{left} committed blocks cannot be written in place")));
             }
             let (at, sequence, local) = (state.head, state.sequence + 1, state.logged_local);
             drop(state);
@@ -128,6 +133,12 @@ impl Journal {
             let keep = state.ail.next_commit();
             self.advance(&mut state, at, at, keep);
             state.idle = true;
+            if state.open > 0 || !state.nothing_runs() {
+                // A glock that was given up meanwhile had revokes to write: they and one more clean header follow.
+                drop(state);
+                drop(one);
+                continue;
+            }
             state.phase = match state.phase {
                 Phase::Dead => Phase::Dead,
                 _ => Phase::Stopped,

@@ -26,7 +26,10 @@ const TTL: Duration = Duration::from_secs(u32::MAX as u64);
 pub fn run(request: &MountRequest, ready: impl FnOnce() -> Result<(), MountError>) -> Result<(), MountError> {
     let options = &request.options;
     let shown = request.device.display().to_string();
-    let named = |error: MountError| MountError { message: format!("{shown}: {}", error.message), ..error };
+    let named = |error: MountError| MountError {
+        message: format!("{shown}: {}", error.message),
+        ..error
+    };
     let guard = DeviceGuard::take(&request.device, !options.spectator, !options.spectator)
         .map_err(|error| MountError::fail(error.to_string()))?;
     let device: Arc<dyn BlockDevice> = Arc::new(
@@ -46,7 +49,14 @@ pub fn run(request: &MountRequest, ready: impl FnOnce() -> Result<(), MountError
         volume.system.root = volume.system.master;
     }
     let writable = guard.writable;
-    let started = start(Plan { device, writable, options, volume, jid }).map_err(named)?;
+    let started = start(Plan {
+        device,
+        writable,
+        options,
+        volume,
+        jid,
+    })
+    .map_err(named)?;
     let result = live(request, &started, ready);
     if let Err(error) = started.shutdown() {
         tracing::error!("the journal is left for recovery at the next mount: {error}");
@@ -63,13 +73,22 @@ fn live(
 ) -> Result<(), MountError> {
     let flags = mount_flags(&request.options);
     let mounted = mount_fuse(&request.device, &request.target, FS_TYPE, flags).map_err(|error| {
-        MountError::fail(format!("{} on {}: {error}", request.device.display(), request.target.display()))
+        MountError::fail(format!(
+            "{} on {}: {error}",
+            request.device.display(),
+            request.target.display()
+        ))
     })?;
     let _signals = super::signals::unmount_on_termination(&request.target)
         .map_err(|error| MountError::system(format!("signals: {error}")))?;
-    let options = ServeOptions { acl: request.options.acl, ttl: TTL };
+    let options = ServeOptions {
+        acl: request.options.acl,
+        ttl: TTL,
+    };
     let mut told = Ok(());
-    let served = serve(&started.fs, mounted, options, &started.notifications, || told = ready());
+    let served = serve(&started.fs, mounted, options, &started.notifications, || {
+        told = ready()
+    });
     told.and(served.map_err(|error| MountError::fail(format!("FUSE: {error}"))))
 }
 
@@ -80,8 +99,12 @@ fn open_volume(device: &dyn BlockDevice, options: &MountOptions) -> Result<Volum
     check_size(device, &superblock, &geometry)?;
     let volume = Volume::open(device).map_err(|error| damaged(device, &geometry, &error))?;
     let reader = DeviceReader::new(device, &geometry);
-    let index = read_rindex(&reader, volume.system.rindex).map_err(|error| damaged(device, &geometry, &error))?;
-    let end = index.iter().map(|group| group.data0.get().saturating_add(u64::from(group.data.get()))).max();
+    let index =
+        read_rindex(&reader, volume.system.rindex).map_err(|error| damaged(device, &geometry, &error))?;
+    let end = index
+        .iter()
+        .map(|group| group.data0.get().saturating_add(u64::from(group.data.get())))
+        .max();
     match end {
         Some(end) if end > geometry.end() => Err(truncated(device, &geometry, end)),
         _ => Ok(volume),
@@ -96,7 +119,9 @@ fn damaged(device: &dyn BlockDevice, geometry: &Geometry, error: &Error) -> Moun
     } else {
         String::new()
     };
-    MountError::fail(format!("the volume is damaged{hint}: {error}; check it with fsck.gfs2"))
+    MountError::fail(format!(
+        "the volume is damaged{hint}: {error}; check it with fsck.gfs2"
+    ))
 }
 
 fn no_superblock(device: &dyn BlockDevice, error: &Error) -> MountError {
@@ -105,7 +130,10 @@ fn no_superblock(device: &dyn BlockDevice, error: &Error) -> MountError {
             format!("holds no GFS2 filesystem ({lie}); make one with mkfs.gfs2, or name the right device")
         }
         Error::Io { .. } if device.size() < 65536 + 512 => {
-            format!("holds no GFS2 filesystem: it has {} bytes, and the superblock begins at byte 65536", device.size())
+            format!(
+                "holds no GFS2 filesystem: it has {} bytes, and the superblock begins at byte 65536",
+                device.size()
+            )
         }
         Error::Unsupported { .. } => format!("{error}; this version cannot mount it"),
         Error::Corrupt(_) => format!("the superblock is damaged: {error}; check it with fsck.gfs2"),
@@ -133,8 +161,15 @@ fn check_lock_protocol(superblock: &Superblock, options: &MountOptions) -> Resul
 }
 
 /// A device that ends before the volume does.
-fn check_size(device: &dyn BlockDevice, superblock: &Superblock, geometry: &Geometry) -> Result<(), MountError> {
-    let end = [superblock.master_dir.addr.get(), superblock.root_dir.addr.get()].into_iter().max().unwrap_or(0);
+fn check_size(
+    device: &dyn BlockDevice,
+    superblock: &Superblock,
+    geometry: &Geometry,
+) -> Result<(), MountError> {
+    let end = [superblock.master_dir.addr.get(), superblock.root_dir.addr.get()]
+        .into_iter()
+        .max()
+        .unwrap_or(0);
     if end >= geometry.end() {
         return Err(truncated(device, geometry, end + 1));
     }
@@ -151,7 +186,9 @@ fn truncated(device: &dyn BlockDevice, geometry: &Geometry, need: u64) -> MountE
 /// The journal of this mount: `hostdata=jid=N`, else the first.
 fn choose_journal(options: &MountOptions, volume: &Volume) -> Result<Jid, MountError> {
     let wanted = options.hostdata.as_deref().and_then(|text| {
-        text.split([':', ';', ',']).find_map(|word| word.trim().strip_prefix("jid=")).map(str::parse::<u32>)
+        text.split([':', ';', ','])
+            .find_map(|word| word.trim().strip_prefix("jid="))
+            .map(str::parse::<u32>)
     });
     let jid = match wanted {
         None => 0,

@@ -9,18 +9,16 @@ use super::timers::Timers;
 use crate::cache::BufferCache;
 use crate::error::{Errno, FsError, FsResult};
 use crate::fuse::Notifications;
-use crate::glock::{
-    GlockGuard, GlockName, GlockOps, GlockTable, HolderFlags, Presence, State, TableOptions,
-};
 use crate::glock::name::nondisk;
+use crate::glock::{GlockGuard, GlockName, GlockOps, GlockTable, HolderFlags, Presence, State, TableOptions};
 use crate::health::{Cause, Health};
-use crate::journal::{Journal, JournalConfig};
+use crate::journal::{Journal, JournalConfig, LogDaemon};
 use crate::ops::{AtimeMode, Fs, FsConfig, FsOptions};
 use crate::recovery::{Access, recover_all};
 use dlm_client::{Dlm, JoinOptions, LocalDlm};
+use gfs2_format::Jid;
 use gfs2_format::device::BlockDevice;
 use gfs2_format::volume::{JournalFile, Volume};
-use gfs2_format::Jid;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +36,8 @@ pub struct Started {
     /// Held as long as the mount lives; last taken, first given back.
     held: Vec<GlockGuard>,
     timers: Timers,
+    /// Commits by the clock and keeps the log short; not on a read-only mount.
+    log_daemon: Option<LogDaemon>,
 }
 
 /// What a start needs.
@@ -62,9 +62,21 @@ impl Plan<'_> {
 
     /// `table.jid`, as the kernel names a mount in its log.
     fn fsid(&self) -> String {
-        let table = self.options.locktable.clone().unwrap_or_else(|| self.volume.superblock.locktable());
-        let table = if table.is_empty() { "gfs2".to_owned() } else { table.replace('/', "_") };
-        if self.options.spectator { format!("{table}.s") } else { format!("{table}.{}", self.jid) }
+        let table = self
+            .options
+            .locktable
+            .clone()
+            .unwrap_or_else(|| self.volume.superblock.locktable());
+        let table = if table.is_empty() {
+            "gfs2".to_owned()
+        } else {
+            table.replace('/', "_")
+        };
+        if self.options.spectator {
+            format!("{table}.s")
+        } else {
+            format!("{table}.{}", self.jid)
+        }
     }
 
     fn access(&self) -> Access {
@@ -97,10 +109,14 @@ pub fn start(plan: Plan<'_>) -> Result<Started, MountError> {
 }
 
 fn lock_table(fsid: &str, health: &Arc<Health>) -> FsResult<Arc<GlockTable>> {
-    let lock_error = |what: String| FsError::Lock { name: fsid.to_owned(), what };
+    let lock_error = |what: String| FsError::Lock {
+        name: fsid.to_owned(),
+        what,
+    };
     let dlm = LocalDlm::new();
-    let (space, queue) =
-        dlm.join(fsid, &JoinOptions::default()).map_err(|error| lock_error(error.to_string()))?;
+    let (space, queue) = dlm
+        .join(fsid, &JoinOptions::default())
+        .map_err(|error| lock_error(error.to_string()))?;
     let told = Arc::clone(health);
     let options = TableOptions {
         on_withdraw: Arc::new(move |error| {
@@ -128,7 +144,9 @@ struct Held<'a> {
 
 impl Held<'_> {
     fn take(&self, name: GlockName, state: State, flags: HolderFlags) -> FsResult<GlockGuard> {
-        self.glocks.get(name, &self.ops)?.acquire(state, flags | HolderFlags::NOPID)
+        self.glocks
+            .get(name, &self.ops)?
+            .acquire(state, flags | HolderFlags::NOPID)
     }
 
     fn keep(&mut self, name: GlockName, state: State, flags: HolderFlags) -> FsResult<()> {
@@ -138,7 +156,11 @@ impl Held<'_> {
     }
 }
 
-fn start_locked(plan: Plan<'_>, health: &Arc<Health>, glocks: &Arc<GlockTable>) -> Result<Started, MountError> {
+fn start_locked(
+    plan: Plan<'_>,
+    health: &Arc<Health>,
+    glocks: &Arc<GlockTable>,
+) -> Result<Started, MountError> {
     let refused = |error: FsError| MountError::fail(explain(&error));
     let read_only = plan.read_only();
     let cache = Arc::new(BufferCache::new(
@@ -147,22 +169,41 @@ fn start_locked(plan: Plan<'_>, health: &Arc<Health>, glocks: &Arc<GlockTable>) 
         Arc::clone(health),
         CACHE_BYTES,
     ));
-    let mut held = Held { glocks, ops: Arc::new(Presence), guards: Vec::new() };
+    let mut held = Held {
+        glocks,
+        ops: Arc::new(Presence),
+        guards: Vec::new(),
+    };
     let always = HolderFlags::NOEXP | HolderFlags::EXACT;
     let mounting = held
-        .take(GlockName::nondisk(nondisk::MOUNT), State::Ex, HolderFlags::NOEXP | HolderFlags::NOCACHE)
+        .take(
+            GlockName::nondisk(nondisk::MOUNT),
+            State::Ex,
+            HolderFlags::NOEXP | HolderFlags::NOCACHE,
+        )
         .map_err(refused)?;
-    held.keep(GlockName::nondisk(nondisk::LIVE), State::Sh, always).map_err(refused)?;
+    held.keep(GlockName::nondisk(nondisk::LIVE), State::Sh, always)
+        .map_err(refused)?;
     let own = (!plan.options.spectator)
         .then(|| plan.volume.journal(plan.jid).cloned())
         .flatten();
     if let Some(own) = &own {
-        held.keep(GlockName::journal(own.jid.get()), State::Ex, HolderFlags::NOEXP | HolderFlags::NOCACHE)
-            .map_err(refused)?;
-        held.keep(GlockName::inode(own.dinode.get()), State::Sh, always | HolderFlags::NOCACHE).map_err(refused)?;
+        held.keep(
+            GlockName::journal(own.jid.get()),
+            State::Ex,
+            HolderFlags::NOEXP | HolderFlags::NOCACHE,
+        )
+        .map_err(refused)?;
+        held.keep(
+            GlockName::inode(own.dinode.get()),
+            State::Sh,
+            always | HolderFlags::NOCACHE,
+        )
+        .map_err(refused)?;
     }
     recover_all(&cache, &plan.volume, plan.jid, plan.access()).map_err(|error| not_recovered(&error))?;
-    held.keep(GlockName::nondisk(nondisk::FREEZE), State::Sh, always).map_err(refused)?;
+    held.keep(GlockName::nondisk(nondisk::FREEZE), State::Sh, always)
+        .map_err(refused)?;
     let journal = match &own {
         Some(own) => {
             let journal = own_journal(&plan, own, &cache, &mut held).map_err(refused)?;
@@ -173,6 +214,8 @@ fn start_locked(plan: Plan<'_>, health: &Arc<Health>, glocks: &Arc<GlockTable>) 
         }
         None => None,
     };
+    let live = journal.as_ref().filter(|_| !read_only);
+    let log_daemon = live.map(LogDaemon::start).transpose().map_err(refused)?;
     let config = FsConfig {
         volume: plan.volume.clone(),
         cache,
@@ -184,8 +227,19 @@ fn start_locked(plan: Plan<'_>, health: &Arc<Health>, glocks: &Arc<GlockTable>) 
     drop(mounting);
     let notifications = Arc::new(Notifications::default());
     glocks.set_kernel_cache(Some(Arc::clone(&notifications) as _));
-    let timers = if read_only { Timers::default() } else { timers(&fs, plan.options)? };
-    Ok(Started { fs, notifications, glocks: Arc::clone(glocks), held: held.guards, timers })
+    let timers = if read_only {
+        Timers::default()
+    } else {
+        timers(&fs, plan.options)?
+    };
+    Ok(Started {
+        fs,
+        notifications,
+        glocks: Arc::clone(glocks),
+        held: held.guards,
+        timers,
+        log_daemon,
+    })
 }
 
 /// Our journal, with the node's own files locked.
@@ -199,7 +253,11 @@ fn own_journal(
     let statfs_change = own.statfs_change.ok_or_else(|| missing("statfs_change"))?;
     let quota_change = own.quota_change.ok_or_else(|| missing("quota_change"))?;
     for file in [statfs_change, quota_change] {
-        held.keep(GlockName::inode(file.get()), State::Ex, HolderFlags::NOEXP | HolderFlags::NOCACHE)?;
+        held.keep(
+            GlockName::inode(file.get()),
+            State::Ex,
+            HolderFlags::NOEXP | HolderFlags::NOCACHE,
+        )?;
     }
     let config = JournalConfig {
         jid: own.jid,
@@ -283,10 +341,18 @@ impl Started {
     /// # Errors
     /// What kept the journal from being left clean.
     pub fn shutdown(self) -> FsResult<()> {
-        let Self { fs, notifications: _, glocks, held, timers } = self;
+        let Self {
+            fs,
+            notifications: _,
+            glocks,
+            held,
+            timers,
+            log_daemon,
+        } = self;
         timers.stop();
         glocks.set_kernel_cache(None);
         let result = fs.shutdown();
+        drop(log_daemon);
         drop(fs);
         for guard in held.into_iter().rev() {
             drop(guard);

@@ -25,7 +25,10 @@ pub(super) fn attr_of(dinode: &Dinode, geometry: &Geometry) -> FsResult<Attr> {
         gid: dinode.gid.get(),
         rdev: (dinode.major.get(), dinode.minor.get()),
         size: dinode.size.get(),
-        sectors: dinode.blocks.get().saturating_mul(u64::from(geometry.bsize()) / 512),
+        sectors: dinode
+            .blocks
+            .get()
+            .saturating_mul(u64::from(geometry.bsize()) / 512),
         blksize: geometry.bsize(),
         atime: dinode.atime(),
         mtime: dinode.mtime(),
@@ -79,7 +82,8 @@ fn setattr(engine: &Engine, inode: &InodeRef, set: &SetAttr) -> FsResult<Attr> {
     let chowns = set.uid.is_some() || set.gid.is_some();
     let sets_time = |time| matches!(time, Some(SetTime::At(_)));
     // An append-only inode may have its times set to the present, and nothing else.
-    let more = set.perm.is_some() || chowns || set.size.is_some() || sets_time(set.atime) || sets_time(set.mtime);
+    let more =
+        set.perm.is_some() || chowns || set.size.is_some() || sets_time(set.atime) || sets_time(set.mtime);
     check_mutable(locked.dinode(), more)?;
     if (chowns || set.size.is_some() && set.kill_suidgid) && inode.kind() == FileType::Regular {
         xattr::kill_capability(&mut locked, now)?;

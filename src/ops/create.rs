@@ -69,15 +69,39 @@ impl Fs {
             None if mode & libc::S_IFMT == 0 => FileType::Regular,
             None => return Err(Errno::EINVAL.into()),
         };
-        self.make(caller, parent, name, Wanted { kind, perm: mode & PERM, umask, rdev, target: b"" })
+        self.make(
+            caller,
+            parent,
+            name,
+            Wanted {
+                kind,
+                perm: mode & PERM,
+                umask,
+                rdev,
+                target: b"",
+            },
+        )
     }
 
     /// Makes a directory.
     ///
     /// # Errors
     /// As [`Fs::mknod`]; EMLINK.
-    pub fn mkdir(&self, caller: &Caller, parent: BlockAddr, name: &[u8], mode: u32, umask: u32) -> FsResult<Entry> {
-        let wanted = Wanted { kind: FileType::Dir, perm: mode & PERM, umask, rdev: (0, 0), target: b"" };
+    pub fn mkdir(
+        &self,
+        caller: &Caller,
+        parent: BlockAddr,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+    ) -> FsResult<Entry> {
+        let wanted = Wanted {
+            kind: FileType::Dir,
+            perm: mode & PERM,
+            umask,
+            rdev: (0, 0),
+            target: b"",
+        };
         self.make(caller, parent, name, wanted)
     }
 
@@ -92,7 +116,18 @@ impl Fs {
         if target.len() as u64 >= self.engine.geometry().max_stuffed() {
             return Err(Errno::ENAMETOOLONG.into());
         }
-        self.make(caller, parent, name, Wanted { kind: FileType::Symlink, perm: 0o777, umask: 0, rdev: (0, 0), target })
+        self.make(
+            caller,
+            parent,
+            name,
+            Wanted {
+                kind: FileType::Symlink,
+                perm: 0o777,
+                umask: 0,
+                rdev: (0, 0),
+                target,
+            },
+        )
     }
 
     fn make(&self, caller: &Caller, parent: BlockAddr, name: &[u8], wanted: Wanted<'_>) -> FsResult<Entry> {
@@ -122,7 +157,13 @@ impl Fs {
         excl: bool,
         flags: OpenFlags,
     ) -> FsResult<(Entry, Handle, bool)> {
-        let wanted = Wanted { kind: FileType::Regular, perm: mode & PERM, umask, rdev: (0, 0), target: b"" };
+        let wanted = Wanted {
+            kind: FileType::Regular,
+            perm: mode & PERM,
+            umask,
+            rdev: (0, 0),
+            target: b"",
+        };
         let (inode, entry, made) = self.change("create", |engine| {
             check_name(name)?;
             let parent = engine.inodes.get(parent)?;
@@ -174,13 +215,20 @@ fn make(
         return Err(Errno::EMLINK.into());
     }
     let traits = inherit(&dir, caller, wanted)?;
-    let acls: Vec<(&[u8], &[u8])> = traits.acls.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+    let acls: Vec<(&[u8], &[u8])> = traits
+        .acls
+        .iter()
+        .map(|(name, value)| (*name, value.as_slice()))
+        .collect();
     let cost = dir::needs_blocks(&dir.reader(), dir.addr(), name)?;
     let acl_cost = xattr::acl_cost(&dir, &acls);
     let need = 1 + u64::from(acl_cost.blocks) + u64::from(cost.blocks);
     let top = dir.addr() == root || dir.dinode().flags().contains(DinodeFlags::TOPDIR);
     let goal = BlockAddr::new(dir.dinode().goal_meta.get());
-    let hold = engine.rgrps.reserve(&Want { spread: is_dir && top, ..Want::near(goal, need) })?;
+    let hold = engine.rgrps.reserve(&Want {
+        spread: is_dir && top,
+        ..Want::near(goal, need)
+    })?;
     let (addr, locks) = pick(engine, &hold, goal)?;
     let touched = u64::from(acl_cost.touched) + u64::from(cost.touched) + 2;
     let reservation = Reservation::blocks(touched + hold.alloc_cost(need));
@@ -189,18 +237,40 @@ fn make(
     let (txn, hold) = work.hold()?;
     let formal = hold.alloc_dinode(txn, addr)?;
     let num = InodeNum { formal, addr };
-    fill(&mut work, &locks.guard, engine.geometry(), num, dir.inode.num(), wanted, &traits, now)?;
+    fill(
+        &mut work,
+        &locks.guard,
+        engine.geometry(),
+        num,
+        dir.inode.num(),
+        wanted,
+        &traits,
+        now,
+    )?;
     xattr::put_acls(&mut work.edit(&locks.guard), addr, engine.fs_format, &acls)?;
-    let entry = NewEntry { name, num, kind: wanted.kind, ea_follows: false };
+    let entry = NewEntry {
+        name,
+        num,
+        kind: wanted.kind,
+        ea_follows: false,
+    };
     dir::insert(&mut work.edit(dir.guard()), dir.addr(), &entry, now)?;
     if is_dir {
-        work.change(dir.guard(), dir.addr(), |dinode| dinode.nlink = dinode.nlink.get().saturating_add(1).into())?;
+        work.change(dir.guard(), dir.addr(), |dinode| {
+            dinode.nlink = dinode.nlink.get().saturating_add(1).into()
+        })?;
     }
     let seq = work.commit()?;
     dir.committed(seq, false);
     dir.refresh()?;
     let Locks { guard, glock, iopen } = locks;
-    let inode = engine.inodes.get_or_make(num, || Ok(NewInode { kind: wanted.kind, glock, iopen }))?;
+    let inode = engine.inodes.get_or_make(num, || {
+        Ok(NewInode {
+            kind: wanted.kind,
+            glock,
+            iopen,
+        })
+    })?;
     let attr = {
         let locked = Locked::new(engine, &inode, guard)?;
         locked.committed(seq, false);
@@ -224,7 +294,9 @@ struct Locks {
 fn pick(engine: &Engine, hold: &Hold, goal: BlockAddr) -> FsResult<(BlockAddr, Locks)> {
     let mut avoid = Vec::new();
     while avoid.len() < PICK_TRIES {
-        let Some(addr) = hold.pick(goal, &avoid) else { break };
+        let Some(addr) = hold.pick(goal, &avoid) else {
+            break;
+        };
         if !engine.inodes.knows(addr) {
             let iopen = engine.iopen_glock(addr)?;
             let glock = engine.inode_glock(addr)?;
@@ -289,7 +361,13 @@ fn inherit(dir: &Locked<'_>, caller: &Caller, wanted: &Wanted<'_>) -> FsResult<T
             _ => {}
         }
     }
-    Ok(Traits { perm, uid, gid, flags, acls })
+    Ok(Traits {
+        perm,
+        uid,
+        gid,
+        flags,
+        acls,
+    })
 }
 
 /// Writes a new dinode.

@@ -4,8 +4,8 @@ use super::config::FsConfig;
 use super::handle::Handles;
 use super::types::StatFs;
 use crate::error::{Errno, FsError, FsResult};
-use crate::glock::{GlockName, GlockOps, Presence};
-use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, reclaim_orphans, run_evictions};
+use crate::glock::{GlockName, GlockOps};
+use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, IopenOps, reclaim_orphans, run_evictions};
 use crate::journal::{FlushReason, StopReason};
 use crate::rgrp::{IndexState, Rgrps};
 use crate::statfs::{Figures, Totals};
@@ -35,11 +35,20 @@ impl Fs {
     /// # Errors
     /// Corruption of root or statfs file; I/O and lock errors.
     pub fn new(config: FsConfig) -> FsResult<Self> {
-        let FsConfig { volume, cache, journal, glocks, options } = config;
+        let FsConfig {
+            volume,
+            cache,
+            journal,
+            glocks,
+            options,
+        } = config;
         let index = Arc::new(IndexState::default());
         let rindex = volume.system.rindex;
-        let inode_ops: Arc<dyn GlockOps> =
-            Arc::new(InodeOps::new(Arc::clone(&cache), journal.clone(), (rindex, Arc::clone(&index))));
+        let inode_ops: Arc<dyn GlockOps> = Arc::new(InodeOps::new(
+            Arc::clone(&cache),
+            journal.clone(),
+            (rindex, Arc::clone(&index)),
+        ));
         let rindex_glock = glocks.get(GlockName::inode(rindex.get()), &inode_ops)?;
         let rgrps = Rgrps::new(
             Arc::clone(&cache),
@@ -48,15 +57,17 @@ impl Fs {
             (rindex, rindex_glock),
             index,
         );
+        let inodes = InodeTable::new();
+        let iopen_ops = IopenOps::start(&inodes, &glocks, &inode_ops)?;
         let engine = Engine {
             device: Arc::clone(cache.device()),
             cache,
             journal,
             glocks,
             inode_ops,
-            iopen_ops: Arc::new(Presence),
+            iopen_ops,
             rgrps,
-            inodes: InodeTable::new(),
+            inodes,
             options,
             fs_format: volume.superblock.fs_format.get(),
         };
@@ -64,7 +75,13 @@ impl Fs {
         let root = read_number(&engine, volume.system.root)?;
         let root_ref = engine.inode(root, FileType::Dir)?;
         drop(engine.shared_any(&root_ref)?);
-        Ok(Self { engine, handles: Handles::default(), totals, root, root_ref: Mutex::new(Some(root_ref)) })
+        Ok(Self {
+            engine,
+            handles: Handles::default(),
+            totals,
+            root,
+            root_ref: Mutex::new(Some(root_ref)),
+        })
     }
 
     /// The root directory. It is known without having been looked up.
@@ -75,7 +92,11 @@ impl Fs {
 
     /// Runs a verb: refused after a withdraw; what it leaves to be evicted is evicted when its locks are gone; an error
     /// that says that disk or state are wrong makes the node withdraw.
-    pub(super) fn run<T>(&self, verb: &'static str, call: impl FnOnce(&Engine) -> FsResult<T>) -> FsResult<T> {
+    pub(super) fn run<T>(
+        &self,
+        verb: &'static str,
+        call: impl FnOnce(&Engine) -> FsResult<T>,
+    ) -> FsResult<T> {
         self.engine.health().check()?;
         let result = call(&self.engine);
         self.settle();
@@ -92,7 +113,11 @@ impl Fs {
             }
             let evicted = run_evictions(engine).unwrap_or(0);
             let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
-            if evicted > 0 || waited { call(engine) } else { result }
+            if evicted > 0 || waited {
+                call(engine)
+            } else {
+                result
+            }
         })
     }
 
@@ -175,7 +200,11 @@ impl Fs {
         self.root_ref.lock().take();
         self.engine.inodes.forget_all();
         let mut result = run_evictions(&self.engine).map(|_| ());
-        let journal = self.engine.journal.as_ref().filter(|_| !self.engine.options.read_only);
+        let journal = self
+            .engine
+            .journal
+            .as_ref()
+            .filter(|_| !self.engine.options.read_only);
         if let Some(journal) = journal.filter(|_| !self.engine.health().is_withdrawn()) {
             result = result.and(self.totals.sync(&self.engine));
             result = result.and(journal.stop(StopReason::Shutdown));
@@ -187,11 +216,15 @@ impl Fs {
 /// The formal number of an inode known by its address only: the superblock's copy is not kept by everybody.
 fn read_number(engine: &Engine, addr: BlockAddr) -> FsResult<InodeNum> {
     use crate::glock::{HolderFlags, State};
-    let guard = engine.inode_glock(addr)?.acquire(State::Sh, HolderFlags::empty())?;
+    let guard = engine
+        .inode_glock(addr)?
+        .acquire(State::Sh, HolderFlags::empty())?;
     let block = engine.cache.read(&guard, addr)?;
     let dinode = Dinode::decode(&block, addr, engine.geometry())?;
     if !dinode.is_dir() {
-        return Err(FsError::Inconsistent(format!("inode {addr}: the root is no directory")));
+        return Err(FsError::Inconsistent(format!(
+            "inode {addr}: the root is no directory"
+        )));
     }
     Ok(dinode.inode_num())
 }

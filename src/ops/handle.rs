@@ -55,7 +55,11 @@ impl Handles {
     /// # Errors
     /// EBADF.
     pub(super) fn get(&self, handle: Handle) -> FsResult<Arc<Open>> {
-        self.open.read().get(&handle.0).cloned().ok_or_else(|| Errno::EBADF.into())
+        self.open
+            .read()
+            .get(&handle.0)
+            .cloned()
+            .ok_or_else(|| Errno::EBADF.into())
     }
 
     pub(super) fn remove(&self, handle: Handle) -> Option<Arc<Open>> {

@@ -111,16 +111,27 @@ impl Fs {
             if kill_suidgid {
                 xattr::kill_capability(&mut locked, now)?;
             }
-            let offset = if append { locked.dinode().size.get() } else { offset };
+            let offset = if append {
+                locked.dinode().size.get()
+            } else {
+                offset
+            };
             let room = MAX_FILE_SIZE.saturating_sub(offset);
             if room == 0 {
                 return Err(Errno::EFBIG.into());
             }
             let len = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
-            write(&mut locked, offset, &data[..len], WriteOptions { now, kill_suidgid })
+            write(
+                &mut locked,
+                offset,
+                &data[..len],
+                WriteOptions { now, kill_suidgid },
+            )
         })?;
         if open.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC) {
-            self.run("write", |engine| sync_file(engine, &open.inode, !open.flags.contains(OpenFlags::SYNC)))?;
+            self.run("write", |engine| {
+                sync_file(engine, &open.inode, !open.flags.contains(OpenFlags::SYNC))
+            })?;
         }
         Ok(written)
     }
@@ -245,12 +256,17 @@ fn seek(locked: &Locked<'_>, offset: u64, what: SeekWhat) -> FsResult<u64> {
         return Ok(if what == SeekWhat::Data { offset } else { size });
     }
     let bsize = u64::from(locked.engine.geometry().bsize());
-    let (from, end) = (FileBlock::new(offset / bsize), FileBlock::new(size.div_ceil(bsize)));
+    let (from, end) = (
+        FileBlock::new(offset / bsize),
+        FileBlock::new(size.div_ceil(bsize)),
+    );
     let (reader, addr) = (locked.reader(), locked.addr());
     match what {
         SeekWhat::Data => {
             let found = tree::next_data(&reader, addr, locked.block(), from, end)?;
-            found.map(|block| (block.get() * bsize).max(offset)).ok_or_else(|| Errno::ENXIO.into())
+            found
+                .map(|block| (block.get() * bsize).max(offset))
+                .ok_or_else(|| Errno::ENXIO.into())
         }
         SeekWhat::Hole => {
             let found = tree::next_hole(&reader, addr, locked.block(), from, end)?;
@@ -262,6 +278,10 @@ fn seek(locked: &Locked<'_>, offset: u64, what: SeekWhat) -> FsResult<u64> {
 impl Open {
     /// A directory's handle?
     pub(super) fn check_dir(&self) -> FsResult<()> {
-        if self.inode.kind() == FileType::Dir { Ok(()) } else { Err(Errno::ENOTDIR.into()) }
+        if self.inode.kind() == FileType::Dir {
+            Ok(())
+        } else {
+            Err(Errno::ENOTDIR.into())
+        }
     }
 }

@@ -30,7 +30,11 @@ pub(super) fn check_name(name: &[u8]) -> FsResult<()> {
 }
 
 pub(super) fn check_dir(dir: &Inode) -> FsResult<()> {
-    if dir.kind() == FileType::Dir { Ok(()) } else { Err(Errno::ENOTDIR.into()) }
+    if dir.kind() == FileType::Dir {
+        Ok(())
+    } else {
+        Err(Errno::ENOTDIR.into())
+    }
 }
 
 /// Refuses a directory in which nothing may be made.
@@ -51,7 +55,10 @@ pub(super) fn find(dir: &Locked<'_>, name: &[u8]) -> FsResult<Option<Found>> {
 }
 
 /// Runs a verb again that met an address still in use by an inode being evicted, after that has ended.
-pub(super) fn while_stale<T>(engine: &Engine, mut verb: impl FnMut(&mut Option<BlockAddr>) -> FsResult<T>) -> FsResult<T> {
+pub(super) fn while_stale<T>(
+    engine: &Engine,
+    mut verb: impl FnMut(&mut Option<BlockAddr>) -> FsResult<T>,
+) -> FsResult<T> {
     for _ in 1..STALE_TRIES {
         let mut met = None;
         match (verb(&mut met), met) {
@@ -191,7 +198,9 @@ fn link(engine: &Engine, inode: &InodeRef, dir: &InodeRef, name: &[u8]) -> FsRes
     let now = now();
     let cost = dir::needs_blocks(&dir.reader(), dir.addr(), name)?;
     let (hold, bitmaps) = if cost.blocks > 0 {
-        let hold = engine.rgrps.reserve(&Want::near(dir.addr(), u64::from(cost.blocks)))?;
+        let hold = engine
+            .rgrps
+            .reserve(&Want::near(dir.addr(), u64::from(cost.blocks)))?;
         let bitmaps = hold.alloc_cost(u64::from(cost.blocks));
         (Some(hold), bitmaps)
     } else {
@@ -199,7 +208,12 @@ fn link(engine: &Engine, inode: &InodeRef, dir: &InodeRef, name: &[u8]) -> FsRes
     };
     let reservation = Reservation::blocks(u64::from(cost.touched) + 2 + bitmaps);
     let mut work = engine.begin(reservation, hold)?;
-    let entry = NewEntry { name, num: inode.num(), kind: inode.kind(), ea_follows: false };
+    let entry = NewEntry {
+        name,
+        num: inode.num(),
+        kind: inode.kind(),
+        ea_follows: false,
+    };
     dir::insert(&mut work.edit(dir.guard()), dir.addr(), &entry, now)?;
     work.change(target.guard(), target.addr(), |dinode| {
         dinode.nlink = links.into();
@@ -233,7 +247,13 @@ pub(super) fn check_empty(target: &Locked<'_>) -> FsResult<()> {
     Ok(())
 }
 
-fn unlink(engine: &Engine, dir: &InodeRef, name: &[u8], is_dir: bool, met: &mut Option<BlockAddr>) -> FsResult<()> {
+fn unlink(
+    engine: &Engine,
+    dir: &InodeRef,
+    name: &[u8],
+    is_dir: bool,
+    met: &mut Option<BlockAddr>,
+) -> FsResult<()> {
     let dir = engine.exclusive(dir)?;
     let found = find(&dir, name)?.ok_or(Errno::ENOENT)?;
     match (found.kind == FileType::Dir, is_dir) {
@@ -248,15 +268,24 @@ fn unlink(engine: &Engine, dir: &InodeRef, name: &[u8], is_dir: bool, met: &mut 
         check_empty(&target)?;
     }
     let last = is_dir || target.dinode().nlink.get() == 1;
-    let hold = if last { Some(engine.rgrps.hold_of(target.addr())?) } else { None };
+    let hold = if last {
+        Some(engine.rgrps.hold_of(target.addr())?)
+    } else {
+        None
+    };
     let mut work = engine.begin(Reservation::blocks(REMOVE_BLOCKS + STATE_BLOCKS), hold)?;
     let now = now();
     let removed = dir::remove(&mut work.edit(dir.guard()), dir.addr(), name, now)?;
     if removed.num != found.num {
-        return Err(FsError::Inconsistent(format!("directory {}: an entry changed while it was locked", dir.addr())));
+        return Err(FsError::Inconsistent(format!(
+            "directory {}: an entry changed while it was locked",
+            dir.addr()
+        )));
     }
     if is_dir {
-        work.change(dir.guard(), dir.addr(), |dinode| dinode.nlink = dinode.nlink.get().saturating_sub(1).into())?;
+        work.change(dir.guard(), dir.addr(), |dinode| {
+            dinode.nlink = dinode.nlink.get().saturating_sub(1).into()
+        })?;
     }
     drop_link(&mut work, &target, last, now)?;
     let seq = work.commit()?;

@@ -45,9 +45,18 @@ impl Fs {
             open.check_dir()?;
             let dinode = {
                 let locked = engine.shared(&open.inode)?;
-                dir::read_from(&locked.reader(), locked.addr(), Cookie::new(cookie), &mut |entry| {
-                    if visit(&owned(&entry)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-                })?;
+                dir::read_from(
+                    &locked.reader(),
+                    locked.addr(),
+                    Cookie::new(cookie),
+                    &mut |entry| {
+                        if visit(&owned(&entry)) {
+                            ControlFlow::Break(())
+                        } else {
+                            ControlFlow::Continue(())
+                        }
+                    },
+                )?;
                 *locked.dinode()
             };
             touch(engine, &open.inode, &dinode)
@@ -92,7 +101,12 @@ impl Fs {
 }
 
 fn owned(entry: &dir::Entry<'_>) -> DirEntry {
-    DirEntry { num: entry.num, kind: entry.kind, name: entry.name.to_vec(), cookie: entry.cookie.get() }
+    DirEntry {
+        num: entry.num,
+        kind: entry.kind,
+        name: entry.name.to_vec(),
+        cookie: entry.cookie.get(),
+    }
 }
 
 /// The next entries, with their inodes (whose iopen lock, taken under the directory's, keeps them from being deleted).
@@ -101,7 +115,11 @@ fn batch(engine: &Engine, dir: &InodeRef, cookie: Cookie) -> FsResult<Vec<(DirEn
     let locked = engine.shared(dir)?;
     dir::read_from(&locked.reader(), locked.addr(), cookie, &mut |entry| {
         batch.push((owned(&entry), None));
-        if batch.len() < BATCH { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if batch.len() < BATCH {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     })?;
     for (entry, inode) in &mut batch {
         if matches!(entry.name.as_slice(), b"." | b"..") {

@@ -6,8 +6,8 @@
 use super::attr::check_mutable;
 use super::fs::Fs;
 use super::names::{
-    REMOVE_BLOCKS, STATE_BLOCKS, check_can_add, check_can_remove, check_dir, check_empty, check_name, drop_link, find,
-    inode_of, while_stale,
+    REMOVE_BLOCKS, STATE_BLOCKS, check_can_add, check_can_remove, check_dir, check_empty, check_name,
+    drop_link, find, inode_of, while_stale,
 };
 use super::types::{Caller, RenameMode};
 use crate::error::{Errno, FsError, FsResult};
@@ -65,9 +65,21 @@ impl Fs {
             let (old, new) = (engine.inodes.get(parent)?, engine.inodes.get(new_parent)?);
             check_dir(&old)?;
             check_dir(&new)?;
-            let (from, to) = (Place { dir: &old, name }, Place { dir: &new, name: new_name });
-            let _moving = if parent == new_parent { None } else { Some(rename_lock(engine)?) };
-            while_stale(engine, |met| rename(engine, from, to, mode, self.root().addr, met))
+            let (from, to) = (
+                Place { dir: &old, name },
+                Place {
+                    dir: &new,
+                    name: new_name,
+                },
+            );
+            let _moving = if parent == new_parent {
+                None
+            } else {
+                Some(rename_lock(engine)?)
+            };
+            while_stale(engine, |met| {
+                rename(engine, from, to, mode, self.root().addr, met)
+            })
         })
     }
 }
@@ -75,7 +87,10 @@ impl Fs {
 /// Keeps the tree of directories as it is: whoever moves something between directories holds it.
 fn rename_lock(engine: &Engine) -> FsResult<GlockGuard> {
     let ops: Arc<dyn GlockOps> = Arc::new(Presence);
-    engine.glocks.get(GlockName::nondisk(nondisk::RENAME), &ops)?.acquire(State::Ex, HolderFlags::empty())
+    engine
+        .glocks
+        .get(GlockName::nondisk(nondisk::RENAME), &ops)?
+        .acquire(State::Ex, HolderFlags::empty())
 }
 
 fn rename(
@@ -89,7 +104,12 @@ fn rename(
     loop {
         let source = peek(engine, from, met)?.ok_or(Errno::ENOENT)?;
         let target = peek(engine, to, met)?;
-        let scene = Scene { from, to, source, target };
+        let scene = Scene {
+            from,
+            to,
+            source,
+            target,
+        };
         if early_answer(&scene, mode)? {
             return Ok(());
         }
@@ -112,7 +132,11 @@ fn peek(engine: &Engine, place: Place<'_>, met: &mut Option<BlockAddr>) -> FsRes
 /// What can be said from names and types alone; true: there is nothing to do.
 fn early_answer(scene: &Scene<'_>, mode: RenameMode) -> FsResult<bool> {
     let Some(target) = &scene.target else {
-        return if mode == RenameMode::Exchange { Err(Errno::ENOENT.into()) } else { Ok(false) };
+        return if mode == RenameMode::Exchange {
+            Err(Errno::ENOENT.into())
+        } else {
+            Ok(false)
+        };
     };
     if mode == RenameMode::NoReplace {
         return Err(Errno::EEXIST.into());
@@ -121,7 +145,10 @@ fn early_answer(scene: &Scene<'_>, mode: RenameMode) -> FsResult<bool> {
         return Ok(true);
     }
     if mode == RenameMode::Replace {
-        match (scene.source.kind() == FileType::Dir, target.kind() == FileType::Dir) {
+        match (
+            scene.source.kind() == FileType::Dir,
+            target.kind() == FileType::Dir,
+        ) {
             (true, false) => return Err(Errno::ENOTDIR.into()),
             (false, true) => return Err(Errno::EISDIR.into()),
             _ => {}
@@ -141,7 +168,11 @@ fn check_ancestry(engine: &Engine, scene: &Scene<'_>, mode: RenameMode, root: Bl
         && target.kind() == FileType::Dir
         && !same
     {
-        let errno = if mode == RenameMode::Exchange { Errno::EINVAL } else { Errno::ENOTEMPTY };
+        let errno = if mode == RenameMode::Exchange {
+            Errno::EINVAL
+        } else {
+            Errno::ENOTEMPTY
+        };
         refuse_above(engine, old, target.addr(), root, errno)?;
     }
     Ok(())
@@ -149,7 +180,13 @@ fn check_ancestry(engine: &Engine, scene: &Scene<'_>, mode: RenameMode, root: Bl
 
 /// Fails with `errno` when `which` is `dir` or stands above it. One directory is locked at a time; the rename lock keeps
 /// the tree.
-fn refuse_above(engine: &Engine, dir: &InodeRef, which: BlockAddr, root: BlockAddr, errno: Errno) -> FsResult<()> {
+fn refuse_above(
+    engine: &Engine,
+    dir: &InodeRef,
+    which: BlockAddr,
+    root: BlockAddr,
+    errno: Errno,
+) -> FsResult<()> {
     let mut at = dir.clone();
     for _ in 0..ANCESTORS_MAX {
         if at.addr() == which {
@@ -168,7 +205,10 @@ fn refuse_above(engine: &Engine, dir: &InodeRef, which: BlockAddr, root: BlockAd
         }
         at = above;
     }
-    Err(FsError::Inconsistent(format!("directory {}: the way to the root does not end", dir.addr())))
+    Err(FsError::Inconsistent(format!(
+        "directory {}: the way to the root does not end",
+        dir.addr()
+    )))
 }
 
 /// Everything a rename has locked: one entry per inode, however many parts it plays.
@@ -184,17 +224,30 @@ impl<'e> Cast<'e> {
         }
         let wants: Vec<Lock> = unique
             .iter()
-            .map(|inode| Lock { glock: Arc::clone(inode.glock()), state: State::Ex, flags: HolderFlags::empty() })
+            .map(|inode| Lock {
+                glock: Arc::clone(inode.glock()),
+                state: State::Ex,
+                flags: HolderFlags::empty(),
+            })
             .collect();
         let guards = acquire_together(&wants, None)?;
-        let locked = unique.into_iter().zip(guards).map(|(inode, guard)| Locked::new(engine, inode, guard));
+        let locked = unique
+            .into_iter()
+            .zip(guards)
+            .map(|(inode, guard)| Locked::new(engine, inode, guard));
         Ok(Self(locked.collect::<FsResult<Vec<_>>>()?))
     }
 
     fn get(&self, inode: &Inode) -> FsResult<&Locked<'e>> {
-        self.0.iter().find(|locked| locked.addr() == inode.addr()).ok_or_else(|| {
-            FsError::Inconsistent(format!("inode {}: not among those a rename has locked", inode.addr()))
-        })
+        self.0
+            .iter()
+            .find(|locked| locked.addr() == inode.addr())
+            .ok_or_else(|| {
+                FsError::Inconsistent(format!(
+                    "inode {}: not among those a rename has locked",
+                    inode.addr()
+                ))
+            })
     }
 }
 
@@ -216,7 +269,14 @@ fn act(engine: &Engine, scene: &Scene<'_>, mode: RenameMode) -> FsResult<bool> {
     }
     check_can_remove(old, source)?;
     check_mutable(new.dinode(), target.is_some())?;
-    let parts = Parts { old, new, source, from: scene.from.name, to: scene.to.name, now: now() };
+    let parts = Parts {
+        old,
+        new,
+        source,
+        from: scene.from.name,
+        to: scene.to.name,
+        now: now(),
+    };
     let work = match (mode, target) {
         (RenameMode::Exchange, Some(target)) => parts.exchange(engine, target)?,
         (_, Some(target)) => parts.replace(engine, target)?,
@@ -227,7 +287,8 @@ fn act(engine: &Engine, scene: &Scene<'_>, mode: RenameMode) -> FsResult<bool> {
         locked.committed(seq, false);
     }
     if let Some(target) = target {
-        let gone = mode != RenameMode::Exchange && (target.dinode().is_dir() || target.dinode().nlink.get() == 1);
+        let gone =
+            mode != RenameMode::Exchange && (target.dinode().is_dir() || target.dinode().nlink.get() == 1);
         if gone {
             target.inode.mark_unlinked();
         }
@@ -251,13 +312,23 @@ impl Parts<'_, '_> {
     }
 
     fn entry<'n>(name: &'n [u8], inode: &Inode) -> NewEntry<'n> {
-        NewEntry { name, num: inode.num(), kind: inode.kind(), ea_follows: false }
+        NewEntry {
+            name,
+            num: inode.num(),
+            kind: inode.kind(),
+            ea_follows: false,
+        }
     }
 
     /// Gives a directory that moves its new parent, anything else its ctime.
     fn settle(&self, work: &mut Work, moved: &Locked<'_>, parent: InodeNum) -> FsResult<()> {
         if moved.dinode().is_dir() && self.moves() {
-            let up = NewEntry { name: b"..", num: parent, kind: FileType::Dir, ea_follows: false };
+            let up = NewEntry {
+                name: b"..",
+                num: parent,
+                kind: FileType::Dir,
+                ea_follows: false,
+            };
             dir::replace(&mut work.edit(moved.guard()), moved.addr(), &up, self.now)?;
         }
         work.change(moved.guard(), moved.addr(), |dinode| dinode.set_ctime(self.now))
@@ -280,15 +351,27 @@ impl Parts<'_, '_> {
         let mut bitmaps = 0;
         let mut hold: Option<Hold> = None;
         if cost.blocks > 0 {
-            let got = engine.rgrps.reserve(&Want::near(self.new.addr(), u64::from(cost.blocks)))?;
+            let got = engine
+                .rgrps
+                .reserve(&Want::near(self.new.addr(), u64::from(cost.blocks)))?;
             bitmaps = got.alloc_cost(u64::from(cost.blocks));
             hold = Some(got);
         }
         let blocks = u64::from(cost.touched) + REMOVE_BLOCKS + 4 + bitmaps;
         let mut work = engine.begin(Reservation::blocks(blocks), hold)?;
-        dir::remove(&mut work.edit(self.old.guard()), self.old.addr(), self.from, self.now)?;
+        dir::remove(
+            &mut work.edit(self.old.guard()),
+            self.old.addr(),
+            self.from,
+            self.now,
+        )?;
         let entry = Self::entry(self.to, self.source.inode);
-        dir::insert(&mut work.edit(self.new.guard()), self.new.addr(), &entry, self.now)?;
+        dir::insert(
+            &mut work.edit(self.new.guard()),
+            self.new.addr(),
+            &entry,
+            self.now,
+        )?;
         self.settle(&mut work, self.source, self.new.inode.num())?;
         if dir_moves {
             Self::add_links(&mut work, self.old, -1)?;
@@ -305,12 +388,26 @@ impl Parts<'_, '_> {
             check_empty(target)?;
         }
         let last = is_dir || target.dinode().nlink.get() == 1;
-        let hold = if last { Some(engine.rgrps.hold_of(target.addr())?) } else { None };
+        let hold = if last {
+            Some(engine.rgrps.hold_of(target.addr())?)
+        } else {
+            None
+        };
         let blocks = 2 * REMOVE_BLOCKS + STATE_BLOCKS + 4;
         let mut work = engine.begin(Reservation::blocks(blocks), hold)?;
         let entry = Self::entry(self.to, self.source.inode);
-        dir::replace(&mut work.edit(self.new.guard()), self.new.addr(), &entry, self.now)?;
-        dir::remove(&mut work.edit(self.old.guard()), self.old.addr(), self.from, self.now)?;
+        dir::replace(
+            &mut work.edit(self.new.guard()),
+            self.new.addr(),
+            &entry,
+            self.now,
+        )?;
+        dir::remove(
+            &mut work.edit(self.old.guard()),
+            self.old.addr(),
+            self.from,
+            self.now,
+        )?;
         drop_link(&mut work, target, last, self.now)?;
         self.settle(&mut work, self.source, self.new.inode.num())?;
         if self.source.dinode().is_dir() {
@@ -331,9 +428,19 @@ impl Parts<'_, '_> {
         let blocks = 2 * REMOVE_BLOCKS + 4;
         let mut work = engine.begin(Reservation::blocks(blocks), None)?;
         let entry = Self::entry(self.from, target.inode);
-        dir::replace(&mut work.edit(self.old.guard()), self.old.addr(), &entry, self.now)?;
+        dir::replace(
+            &mut work.edit(self.old.guard()),
+            self.old.addr(),
+            &entry,
+            self.now,
+        )?;
         let entry = Self::entry(self.to, self.source.inode);
-        dir::replace(&mut work.edit(self.new.guard()), self.new.addr(), &entry, self.now)?;
+        dir::replace(
+            &mut work.edit(self.new.guard()),
+            self.new.addr(),
+            &entry,
+            self.now,
+        )?;
         self.settle(&mut work, self.source, self.new.inode.num())?;
         self.settle(&mut work, target, self.old.inode.num())?;
         if self.moves() && change != 0 {

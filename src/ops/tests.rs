@@ -3,3 +3,5 @@
 mod basic;
 mod model;
 mod rig;
+mod space;
+mod threads;

@@ -102,7 +102,9 @@ impl BlockEdit for Edit<'_> {
                     .iter_mut()
                     .zip(bytes)
                     .for_each(|(to, from)| *to = *from);
-                cache.device().write_at(cache.geometry().byte_offset(addr), &block)
+                cache
+                    .device()
+                    .write_at(cache.geometry().byte_offset(addr), &block)
             }
         }
     }

@@ -170,13 +170,19 @@ mod tests {
         let mut plain = vec![false; 517];
         let mut seed = 12345u64;
         for _ in 0..4000 {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            seed = seed
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             let start = (seed >> 33) as u32 % 517;
             let len = (seed >> 20) as u32 % 90;
             let set = seed >> 60 & 1 == 1;
             let end = (start + len).min(517);
             plain[start as usize..end as usize].fill(set);
-            if set { map.insert(start, len) } else { map.remove(start, len) }
+            if set {
+                map.insert(start, len)
+            } else {
+                map.remove(start, len)
+            }
             assert_eq!(map.free() as usize, plain.iter().filter(|b| **b).count());
             if let Some((at, n)) = map.find(start, len.max(1)) {
                 assert!(plain[at as usize..(at + n) as usize].iter().all(|b| *b) && n <= len.max(1));

@@ -11,9 +11,9 @@ use crate::txn::CommitSeq;
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::ondisk::{BlockState, RgFlags, Rgrp};
 use gfs2_format::{BlockAddr, BlockRead, Extent};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Free blocks of a group nobody has looked at.
 const UNKNOWN: u32 = u32::MAX;
@@ -199,7 +199,11 @@ impl Group {
     }
 
     /// State of one of the group's data blocks on disk.
-    pub(super) fn state<R: BlockRead + ?Sized>(&self, reader: &R, block: BlockAddr) -> FsResult<Option<BlockState>> {
+    pub(super) fn state<R: BlockRead + ?Sized>(
+        &self,
+        reader: &R,
+        block: BlockAddr,
+    ) -> FsResult<Option<BlockState>> {
         let Some(slice) = self.layout.locate(block) else {
             return Ok(None);
         };

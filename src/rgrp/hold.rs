@@ -67,7 +67,9 @@ impl Hold {
 
     /// Metadata blocks that allocating `blocks` blocks edits at most.
     pub(crate) fn alloc_cost(&self, blocks: u64) -> u64 {
-        blocks.saturating_add(1).min(u64::from(self.group.layout().length()))
+        blocks
+            .saturating_add(1)
+            .min(u64::from(self.group.layout().length()))
     }
 
     /// Metadata blocks that any change edits at most.
@@ -103,13 +105,20 @@ impl Hold {
         let mut rest = extent;
         while rest.len > 0 {
             let slice = self.group.layout().locate(rest.start).ok_or_else(|| {
-                FsError::Inconsistent(format!("RG = {}: no bitmap for block {}", self.group.layout().addr(), rest.start))
+                FsError::Inconsistent(format!(
+                    "RG = {}: no bitmap for block {}",
+                    self.group.layout().addr(),
+                    rest.start
+                ))
             })?;
             let room = slice.end().get().saturating_sub(rest.start.get());
             let len = rest.len.min(u32::try_from(room).unwrap_or(u32::MAX)).max(1);
             let bytes = txn.edit(&self.lock, slice.block)?;
             slice.check_block(bytes)?;
-            let part = Extent { start: rest.start, len };
+            let part = Extent {
+                start: rest.start,
+                len,
+            };
             slice.set_run(bytes, part, from, to)?;
             rest = Extent {
                 start: BlockAddr::new(rest.start.get().saturating_add(u64::from(len))),
@@ -120,7 +129,11 @@ impl Hold {
     }
 
     /// Changes the header and its checksum.
-    fn edit_header<T>(&mut self, txn: &mut Transaction, change: impl FnOnce(&mut Rgrp) -> FsResult<T>) -> FsResult<T> {
+    fn edit_header<T>(
+        &mut self,
+        txn: &mut Transaction,
+        change: impl FnOnce(&mut Rgrp) -> FsResult<T>,
+    ) -> FsResult<T> {
         let addr = self.group.layout().addr();
         let bytes = txn.edit(&self.lock, addr)?;
         self.group.layout().check_header(bytes)?;
@@ -147,7 +160,10 @@ impl Hold {
                 Ok(())
             }
             _ => {
-                tracing::error!(rgrp = addr.get(), "rgrp {addr} has an error, marking it readonly until umount");
+                tracing::error!(
+                    rgrp = addr.get(),
+                    "rgrp {addr} has an error, marking it readonly until umount"
+                );
                 Err(Errno::EIO.into())
             }
         }
@@ -194,7 +210,13 @@ impl Hold {
         self.take(run);
         let extent = self.group.extent(run);
         self.set_states(txn, extent, BlockState::Free, BlockState::Used)?;
-        self.apply(txn, Counts { free: -i64::from(extent.len), dinodes: 0 })?;
+        self.apply(
+            txn,
+            Counts {
+                free: -i64::from(extent.len),
+                dinodes: 0,
+            },
+        )?;
         Ok(extent)
     }
 
@@ -242,8 +264,14 @@ impl Hold {
     pub(crate) fn free(&mut self, txn: &mut Transaction, extent: Extent) -> FsResult<()> {
         let run = self.run_of(extent)?;
         self.set_states(txn, extent, BlockState::Used, BlockState::Free)?;
-        self.apply(txn, Counts { free: i64::from(extent.len), dinodes: 0 })?;
-        self.give(run);
+        self.apply(
+            txn,
+            Counts {
+                free: i64::from(extent.len),
+                dinodes: 0,
+            },
+        )?;
+        self.freed.push(run);
         Ok(())
     }
 
@@ -256,7 +284,7 @@ impl Hold {
         self.set_states(txn, Extent::single(block), BlockState::Unlinked, BlockState::Free)?;
         self.apply(txn, Counts { free: 1, dinodes: -1 })?;
         self.unlinked -= 1;
-        self.give(run);
+        self.freed.push(run);
         Ok(())
     }
 
@@ -266,17 +294,16 @@ impl Hold {
     /// As [`Hold::free`].
     pub(crate) fn set_unlinked(&mut self, txn: &mut Transaction, block: BlockAddr) -> FsResult<()> {
         self.run_of(Extent::single(block))?;
-        self.set_states(txn, Extent::single(block), BlockState::Dinode, BlockState::Unlinked)?;
+        self.set_states(
+            txn,
+            Extent::single(block),
+            BlockState::Dinode,
+            BlockState::Unlinked,
+        )?;
         // The header goes with every change of the bitmap.
         self.edit_header(txn, |_| Ok(()))?;
         self.unlinked += 1;
         Ok(())
-    }
-
-    /// A block both taken and freed by this operation was never anybody's: it may be taken again at once. (No
-    /// operation does that today, but a retry inside one could.)
-    fn give(&mut self, run: Run) {
-        self.freed.push(run);
     }
 
     /// The transaction has been committed as `seq`.
@@ -285,7 +312,9 @@ impl Hold {
         self.group.committed(seq, std::mem::take(&mut self.freed));
         let unlinked = {
             let mut core = self.group.core();
-            core.unlinked = core.unlinked.saturating_add_signed(i32::try_from(self.unlinked).unwrap_or(0));
+            core.unlinked = core
+                .unlinked
+                .saturating_add_signed(i32::try_from(self.unlinked).unwrap_or(0));
             core.unlinked
         };
         if let Some(header) = self.header {

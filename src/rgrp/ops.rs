@@ -18,7 +18,11 @@ pub(super) struct RgrpOps {
 
 impl RgrpOps {
     pub(super) fn new(group: Arc<Group>, cache: Arc<BufferCache>, journal: Option<Arc<Journal>>) -> Self {
-        Self { group, cache, journal }
+        Self {
+            group,
+            cache,
+            journal,
+        }
     }
 }
 
@@ -32,7 +36,9 @@ impl GlockOps for RgrpOps {
 
     fn invalidate(&self, glock: &Glock, _target: State) {
         if let Err(error) = self.cache.drop_owner(glock.name()) {
-            self.cache.health().withdraw("rgrp::invalidate", &Cause::Consistency(error.to_string()));
+            self.cache
+                .health()
+                .withdraw("rgrp::invalidate", &Cause::Consistency(error.to_string()));
         }
         self.group.forget();
     }

@@ -35,7 +35,12 @@ pub(crate) struct Want {
 impl Want {
     /// Blocks near a goal, all or none.
     pub(crate) fn near(goal: BlockAddr, need: u64) -> Self {
-        Self { goal, need, min: need, spread: false }
+        Self {
+            goal,
+            need,
+            min: need,
+            spread: false,
+        }
     }
 }
 
@@ -105,7 +110,9 @@ impl Rgrps {
     }
 
     fn durable(&self) -> CommitSeq {
-        self.journal.as_ref().map_or(CommitSeq::NONE, |journal| journal.durable_seq())
+        self.journal
+            .as_ref()
+            .map_or(CommitSeq::NONE, |journal| journal.durable_seq())
     }
 
     /// The groups, read again first if the index may have grown. Must not be called with a group's lock held.
@@ -162,13 +169,21 @@ impl Rgrps {
             Arc::clone(&self.cache),
             self.journal.clone(),
         ));
-        Ok(Entry { glock: self.glocks.get(name, &ops)?, group })
+        Ok(Entry {
+            glock: self.glocks.get(name, &ops)?,
+            group,
+        })
     }
 
     fn find(entries: &[Arc<Entry>], block: BlockAddr) -> Option<usize> {
         let after = entries.partition_point(|e| e.group.layout().addr() <= block);
         let index = after.checked_sub(1)?;
-        entries.get(index)?.group.layout().contains(block).then_some(index)
+        entries
+            .get(index)?
+            .group
+            .layout()
+            .contains(block)
+            .then_some(index)
     }
 
     fn owner(&self, block: BlockAddr) -> FsResult<Arc<Entry>> {
@@ -200,7 +215,9 @@ impl Rgrps {
         }
         // From here on the hold gives the local lock back.
         let hold = Hold::new(Arc::clone(&entry.group), lock);
-        entry.group.load(&Reader::new(&self.cache, hold.lock()), self.durable())?;
+        entry
+            .group
+            .load(&Reader::new(&self.cache, hold.lock()), self.durable())?;
         Ok(Some(hold))
     }
 
@@ -302,5 +319,15 @@ impl Rgrps {
             sums.2 += u64::from(header.dinodes.get());
         }
         Ok(sums)
+    }
+
+    /// Addresses of all groups read so far.
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> Vec<BlockAddr> {
+        self.entries
+            .read()
+            .iter()
+            .map(|entry| entry.group.layout().addr())
+            .collect()
     }
 }

@@ -47,13 +47,20 @@ impl Totals {
             let (total, free, dinodes) = view::<StatfsChange>(&bytes, 0, addr)?.signed();
             StatfsDelta { total, free, dinodes }
         };
-        Ok(Self { addr, glock, master: Mutex::new(master) })
+        Ok(Self {
+            addr,
+            glock,
+            master: Mutex::new(master),
+        })
     }
 
     /// The present figures.
     pub(crate) fn figures(&self, engine: &Engine) -> Figures {
         let master = self.master.lock();
-        let local = engine.journal.as_ref().map_or_else(StatfsDelta::default, |journal| journal.local_statfs());
+        let local = engine
+            .journal
+            .as_ref()
+            .map_or_else(StatfsDelta::default, |journal| journal.local_statfs());
         let sum = master.plus(local);
         let total = u64::try_from(sum.total).unwrap_or(0);
         Figures {

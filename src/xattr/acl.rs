@@ -80,7 +80,11 @@ impl Acl {
     /// EINVAL, EOPNOTSUPP for another version.
     pub(crate) fn parse(value: &[u8]) -> FsResult<Option<Self>> {
         let Some((version, rest)) = value.split_first_chunk::<4>() else {
-            return if value.is_empty() { Ok(None) } else { Err(Errno::EINVAL.into()) };
+            return if value.is_empty() {
+                Ok(None)
+            } else {
+                Err(Errno::EINVAL.into())
+            };
         };
         if u32::from_le_bytes(*version) != VERSION {
             return Err(Errno::EOPNOTSUPP.into());
@@ -105,7 +109,9 @@ impl Acl {
     }
 
     fn is_valid(&self) -> bool {
-        let single = [Tag::UserObj, Tag::GroupObj, Tag::Other].into_iter().all(|tag| self.count(tag) == 1);
+        let single = [Tag::UserObj, Tag::GroupObj, Tag::Other]
+            .into_iter()
+            .all(|tag| self.count(tag) == 1);
         let named = self.count(Tag::User) + self.count(Tag::Group) > 0;
         single && self.count(Tag::Mask) <= 1 && (!named || self.count(Tag::Mask) == 1)
     }
@@ -116,12 +122,19 @@ impl Acl {
     }
 
     fn perm(&mut self, tag: Tag) -> Option<&mut u16> {
-        self.0.iter_mut().find(|entry| entry.tag == tag).map(|entry| &mut entry.perm)
+        self.0
+            .iter_mut()
+            .find(|entry| entry.tag == tag)
+            .map(|entry| &mut entry.perm)
     }
 
     /// The entry that the group bits of the mode show: the mask, if there is one.
     fn group_class(&mut self) -> Option<&mut u16> {
-        let tag = if self.count(Tag::Mask) > 0 { Tag::Mask } else { Tag::GroupObj };
+        let tag = if self.count(Tag::Mask) > 0 {
+            Tag::Mask
+        } else {
+            Tag::GroupObj
+        };
         self.perm(tag)
     }
 
@@ -199,7 +212,14 @@ mod tests {
     use super::*;
 
     fn acl(entries: &[(Tag, u16, u32)]) -> Acl {
-        Acl(entries.iter().map(|(tag, perm, id)| AclEntry { tag: *tag, perm: *perm, id: *id }).collect())
+        Acl(entries
+            .iter()
+            .map(|(tag, perm, id)| AclEntry {
+                tag: *tag,
+                perm: *perm,
+                id: *id,
+            })
+            .collect())
     }
 
     #[test]
@@ -222,7 +242,12 @@ mod tests {
 
     #[test]
     fn named_entries_need_a_mask() {
-        let missing = acl(&[(Tag::UserObj, 7, 0), (Tag::User, 5, 1000), (Tag::GroupObj, 5, 0), (Tag::Other, 0, 0)]);
+        let missing = acl(&[
+            (Tag::UserObj, 7, 0),
+            (Tag::User, 5, 1000),
+            (Tag::GroupObj, 5, 0),
+            (Tag::Other, 0, 0),
+        ]);
         assert!(Acl::parse(&missing.to_bytes()).is_err());
     }
 
@@ -230,7 +255,13 @@ mod tests {
     fn a_new_inode_gets_no_more_than_it_asked_for() {
         let plain = acl(&[(Tag::UserObj, 7, 0), (Tag::GroupObj, 7, 0), (Tag::Other, 5, 0)]);
         let got = plain.inherit(0o1644);
-        assert_eq!(got, Inherited { mode: 0o1644, access: None });
+        assert_eq!(
+            got,
+            Inherited {
+                mode: 0o1644,
+                access: None
+            }
+        );
         let named = acl(&[
             (Tag::UserObj, 7, 0),
             (Tag::User, 7, 1000),

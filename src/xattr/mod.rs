@@ -49,7 +49,10 @@ impl<'a> Name<'a> {
         self.space == EaType::System && (self.name == acl::ACCESS || self.name == acl::DEFAULT)
     }
 
-    const ACCESS_ACL: Name<'static> = Name { space: EaType::System, name: acl::ACCESS };
+    const ACCESS_ACL: Name<'static> = Name {
+        space: EaType::System,
+        name: acl::ACCESS,
+    };
 }
 
 fn xattrs(locked: &Locked<'_>) -> Xattrs {
@@ -93,7 +96,10 @@ fn begin(locked: &Locked<'_>, name_len: usize, value_len: usize) -> FsResult<Wor
     let engine = locked.engine;
     let cost = ea::worst_case_blocks(engine.geometry(), name_len, value_len);
     // The cost is the worst; on a full volume the value may still fit where the old one stands.
-    let want = Want { min: 0, ..Want::near(locked.addr(), u64::from(cost.blocks)) };
+    let want = Want {
+        min: 0,
+        ..Want::near(locked.addr(), u64::from(cost.blocks))
+    };
     let hold = engine.rgrps.reserve(&want)?;
     engine.begin(reservation(cost, &hold), Some(hold))
 }
@@ -136,7 +142,9 @@ pub(crate) fn set(
     let addr = locked.addr();
     let mut work = begin(locked, name.name.len(), value.len())?;
     let mut edit = work.edit(locked.guard());
-    let leftover = xattrs(locked).set(&mut edit, name.space, name.name, value, mode).map_err(translate)?;
+    let leftover = xattrs(locked)
+        .set(&mut edit, name.space, name.name, value, mode)
+        .map_err(translate)?;
     let dinode = dinode_of(&mut edit, addr)?;
     dinode.set_ctime(now);
     change(dinode);
@@ -153,9 +161,13 @@ pub(crate) fn remove(locked: &mut Locked<'_>, name: Name<'_>, now: Timestamp) ->
     }
     let addr = locked.addr();
     let cost = ea::worst_case_blocks(locked.engine.geometry(), name.name.len(), 0);
-    let mut work = locked.engine.begin(Reservation::blocks(u64::from(cost.touched) + 1), None)?;
+    let mut work = locked
+        .engine
+        .begin(Reservation::blocks(u64::from(cost.touched) + 1), None)?;
     let mut edit = work.edit(locked.guard());
-    let leftover = xattrs(locked).remove(&mut edit, name.space, name.name).map_err(translate)?;
+    let leftover = xattrs(locked)
+        .remove(&mut edit, name.space, name.name)
+        .map_err(translate)?;
     dinode_of(&mut edit, addr)?.set_ctime(now);
     finish(locked, work, leftover)
 }
@@ -169,7 +181,11 @@ pub(crate) fn set_acl(locked: &mut Locked<'_>, name: Name<'_>, value: &[u8], now
     }
     let access = name.name == acl::ACCESS;
     if !access && !locked.dinode().is_dir() {
-        return if acl.is_some() { Err(Errno::EACCES.into()) } else { Ok(()) };
+        return if acl.is_some() {
+            Err(Errno::EACCES.into())
+        } else {
+            Ok(())
+        };
     }
     let Some(acl) = acl else {
         return match remove(locked, name, now) {
@@ -207,12 +223,22 @@ pub(crate) fn chmod_acl(locked: &mut Locked<'_>, now: Timestamp) -> FsResult<()>
         return Ok(());
     };
     acl.chmod(locked.dinode().mode.get());
-    set(locked, Name::ACCESS_ACL, &acl.to_bytes(), SetMode::Any, now, &|_| {})
+    set(
+        locked,
+        Name::ACCESS_ACL,
+        &acl.to_bytes(),
+        SetMode::Any,
+        now,
+        &|_| {},
+    )
 }
 
 /// Removes the file's capabilities, if it has any: writing, truncating and chown do so.
 pub(crate) fn kill_capability(locked: &mut Locked<'_>, now: Timestamp) -> FsResult<()> {
-    let name = Name { space: EaType::Security, name: b"capability" };
+    let name = Name {
+        space: EaType::Security,
+        name: b"capability",
+    };
     if find(locked, name)?.is_some() {
         remove(locked, name, now)?;
     }
@@ -221,7 +247,10 @@ pub(crate) fn kill_capability(locked: &mut Locked<'_>, now: Timestamp) -> FsResu
 
 /// The default ACL of a directory.
 pub(crate) fn default_acl(locked: &Locked<'_>) -> FsResult<Option<Acl>> {
-    let name = Name { space: EaType::System, name: acl::DEFAULT };
+    let name = Name {
+        space: EaType::System,
+        name: acl::DEFAULT,
+    };
     match find(locked, name)? {
         Some(value) => Acl::parse(&value),
         None => Ok(None),
@@ -233,7 +262,10 @@ pub(crate) fn acl_cost(locked: &Locked<'_>, values: &[(&[u8], &[u8])]) -> ea::Ea
     let geometry = locked.engine.geometry();
     values.iter().fold(ea::EaCost::default(), |sum, (name, value)| {
         let cost = ea::worst_case_blocks(geometry, name.len(), value.len());
-        ea::EaCost { blocks: sum.blocks + cost.blocks, touched: sum.touched + cost.touched }
+        ea::EaCost {
+            blocks: sum.blocks + cost.blocks,
+            touched: sum.touched + cost.touched,
+        }
     })
 }
 
@@ -246,8 +278,9 @@ pub(crate) fn put_acls(
 ) -> FsResult<()> {
     for (name, value) in values {
         // A fresh inode has nothing that could be left behind.
-        let Leftover(_) =
-            Xattrs::new(addr, fs_format).set(edit, EaType::System, name, value, SetMode::Create).map_err(translate)?;
+        let Leftover(_) = Xattrs::new(addr, fs_format)
+            .set(edit, EaType::System, name, value, SetMode::Create)
+            .map_err(translate)?;
     }
     Ok(())
 }

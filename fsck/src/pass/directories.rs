@@ -62,6 +62,8 @@ pub(crate) struct Directory {
     dotdots: u32,
     /// Leaves.
     pub(crate) blocks: u64,
+    /// Not all of its entries could be seen: they cannot be counted.
+    pub(crate) partial: bool,
 }
 
 impl Check<'_> {
@@ -80,7 +82,8 @@ impl Check<'_> {
             let mut targets: Vec<BlockAddr> = pending.iter().map(|entry| entry.target).collect();
             targets.sort_unstable();
             targets.dedup();
-            self.adopt(reader, &targets);
+            let dirs = self.adopt(reader, &targets);
+            self.walk_directories(reader, &dirs);
             for entry in pending {
                 self.link(&entry, true);
             }
@@ -124,6 +127,7 @@ impl Check<'_> {
             dots: 0,
             dotdots: 0,
             blocks: 0,
+            partial: false,
         }
     }
 
@@ -138,11 +142,12 @@ impl Check<'_> {
 
     fn close(&mut self, dir: &Directory, di: &Dinode, blocks: Option<u64>) {
         let at = dir.addr;
+        let blocks = blocks.filter(|_| !dir.partial);
         if let Some(blocks) = blocks.filter(|blocks| *blocks != di.blocks.get()) {
             let expected = Expected::Value(blocks);
             self.found(Problem::new(Kind::DinodeBlocks, at, "di_blocks", di.blocks.get(), expected).of(at));
         }
-        if dir.dead {
+        if dir.dead || dir.partial {
             return;
         }
         let entries = u64::from(di.entries.get());
@@ -196,6 +201,7 @@ impl Check<'_> {
                 Record::Empty => ("de_inum", 0, Expected::Range(1, u64::MAX)),
                 Record::BadLength { rec_len, left } => {
                     whole = false;
+                    dir.partial = true;
                     ("de_rec_len", u64::from(rec_len), Expected::Range(40, left as u64))
                 }
             };
@@ -327,15 +333,17 @@ impl Check<'_> {
         let Some(inode) = self.inodes.get_mut(entry.target).filter(|inode| !inode.unlinked) else {
             return self.link_to_none(entry, last);
         };
-        if inode.formal != entry.formal {
-            let formal = inode.formal;
-            return self.wrong_formal(entry, formal);
+        let (kind, formal) = (inode.kind, inode.formal);
+        // Whether the entry or the inode is to be believed is for a repair to say; the link counts either way.
+        if kind != Some(FileType::Dir) {
+            inode.links = inode.links.saturating_add(1);
         }
-        let kind = inode.kind;
+        if formal != entry.formal {
+            self.wrong_formal(entry, formal);
+        }
         if kind == Some(FileType::Dir) {
             return self.link_to_directory(entry);
         }
-        inode.links = inode.links.saturating_add(1);
         if let Some(kind) = kind {
             self.check_type(entry, kind);
         }
@@ -396,8 +404,9 @@ impl Check<'_> {
         self.found(problem.of(entry.dir).named(&entry.name));
     }
 
-    /// Takes inodes into the check that their bitmaps do not show; `targets` ascending.
-    pub(crate) fn adopt(&mut self, reader: &mut Reader<'_>, targets: &[BlockAddr]) {
+    /// Takes inodes into the check that their bitmaps do not show; `targets` ascending. Answers which of them are
+    /// directories, still to be looked at.
+    pub(crate) fn adopt(&mut self, reader: &mut Reader<'_>, targets: &[BlockAddr]) -> Vec<BlockAddr> {
         let mut inodes: Vec<(BlockAddr, FoundBy)> = Vec::new();
         let mut dirs = Vec::new();
         reader.blocks(targets, |index, bytes| {
@@ -434,6 +443,6 @@ impl Check<'_> {
         });
         self.walk_inodes(reader, &inodes);
         dirs.retain(|addr| self.inodes.get(*addr).is_some_and(|inode| !inode.skipped));
-        self.walk_directories(reader, &dirs);
+        dirs
     }
 }

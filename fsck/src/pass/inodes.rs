@@ -12,7 +12,7 @@ use crate::reader::Reader;
 use crate::table::Inode;
 use gfs2_format::geometry::MAX_DIR_DEPTH;
 use gfs2_format::ondisk::{
-    DINODE_SIZE, Dinode, DinodeFlags, FileType, META_HEADER_SIZE, MetaHeader, MetaType, view,
+    BlockState, DINODE_SIZE, Dinode, DinodeFlags, FileType, META_HEADER_SIZE, MetaHeader, MetaType, view,
 };
 use gfs2_format::{BlockAddr, Expected};
 
@@ -246,10 +246,9 @@ impl Check<'_> {
                 skipped: !followed,
             });
             if unlinked {
-                let links = u64::from(di.nlink.get());
-                self.found(
-                    Problem::new(Kind::Unlinked, addr, "di_nlink", links, Expected::Value(0)).of(addr),
-                );
+                let found = BlockState::Unlinked as u64;
+                let expected = Expected::Rule("0 (free) once it is deleted");
+                self.found(Problem::new(Kind::Unlinked, addr, "block state", found, expected).of(addr));
             }
         }
         if !followed {

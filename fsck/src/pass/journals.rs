@@ -80,70 +80,57 @@ impl Check<'_> {
         let ring = DeviceJournal::new(self.device, &geometry, &map);
         let at = file.dinode;
         let name = format!("journal{}", file.jid);
-        let headers = match self.headers(&ring, at)? {
-            Some(headers) => headers,
-            None => {
-                return Ok(Journal {
-                    file,
-                    dirty: true,
-                    replayable: false,
-                });
-            }
+        let verdict = |file, dirty, replayable| {
+            Ok(Journal {
+                file,
+                dirty,
+                replayable,
+            })
+        };
+        let Some(headers) = self.headers(&ring, at)? else {
+            return verdict(file, true, false);
         };
         if headers.count < 2 {
             let expected = Expected::Range(2, u64::from(ring.ring().blocks()));
             let problem = Problem::new(Kind::JournalHead, at, "valid headers", headers.count, expected);
             self.found(problem.of(at).named(name.as_bytes()));
-            return Ok(Journal {
-                file,
-                dirty: true,
-                replayable: false,
-            });
+            return verdict(file, true, false);
         }
         let head = find_head(&ring, &geometry)?;
         let position = head.map(|head| head.position);
         // Around the ring the numbers grow, but for one step: behind the head, to the oldest header.
-        if headers.drops != 1 || position != headers.highest {
+        let in_order = headers.drops == 1 && position == headers.highest;
+        if !in_order {
             let found = position.map_or(0, |p| u64::from(p.get()));
-            let expected = headers.highest.map_or(0, |p| u64::from(p.get()));
-            let problem = Problem::new(
-                Kind::JournalSequence,
-                at,
-                "place of the newest header",
-                found,
-                Expected::Value(expected),
-            );
+            let expected = Expected::Value(headers.highest.map_or(0, |p| u64::from(p.get())));
+            let field = "place of the newest header";
+            let problem = Problem::new(Kind::JournalSequence, at, field, found, expected);
             self.found(problem.of(at).named(name.as_bytes()));
         }
         if head.is_some_and(|head| head.header.is_clean()) {
-            return Ok(Journal {
-                file,
-                dirty: false,
-                replayable: true,
-            });
+            return verdict(file, false, true);
         }
         let flags = head.map_or(0, |head| u64::from(head.header.flags.bits()));
         let block = position.and_then(|p| file.map.address(p)).unwrap_or(at);
         let rule = Expected::Rule("GFS2_LOG_HEAD_UNMOUNT in the newest header");
         let problem = Problem::new(Kind::JournalDirty, block, "lh_flags", flags, rule);
         self.found(problem.of(at).named(name.as_bytes()));
-        let replayable = match plan_recovery(self.device, &geometry, &file) {
-            Ok(_) => true,
+        // Which header is the newest decides what is replayed: in doubt nothing is.
+        let replayable = in_order && self.can_replay(&file, &name);
+        verdict(file, true, replayable)
+    }
+
+    fn can_replay(&mut self, file: &JournalFile, name: &str) -> bool {
+        let at = file.dinode;
+        match plan_recovery(self.device, &self.geometry, file) {
+            Ok(_) => return true,
             Err(Error::Corrupt(corrupt)) => {
                 let problem = Problem::from_corrupt(Kind::JournalReplay, &corrupt);
                 self.found(problem.of(at).named(name.as_bytes()));
-                false
             }
-            Err(e) => {
-                self.error(Kind::JournalReplay, Some(at), at, &e);
-                false
-            }
-        };
-        Ok(Journal {
-            file,
-            dirty: true,
-            replayable,
-        })
+            Err(e) => self.error(Kind::JournalReplay, Some(at), at, &e),
+        }
+        false
     }
 
     /// Reads the whole ring; `None` when it cannot be read.

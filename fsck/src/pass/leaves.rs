@@ -49,8 +49,9 @@ impl Check<'_> {
             let len = run.len() as u32;
             let raw = run.first().copied().unwrap_or(UNKNOWN);
             match raw {
-                UNKNOWN => {}
+                UNKNOWN => dir.partial = true,
                 0 => {
+                    dir.partial = true;
                     let expected = Expected::Rule("a leaf in every slot");
                     let slot = u64::from(start);
                     let problem = Problem::new(Kind::HashTable, dir.addr, "empty slot", slot, expected);
@@ -80,7 +81,7 @@ impl Check<'_> {
                             chains.push((*span, next, bytes.into()));
                         }
                     }
-                    Err(e) => self.error(Kind::LeafBlock, Some(dir.addr), span.leaf, e),
+                    Err(e) => self.bad_leaf(dir, span.leaf, e),
                 }
             });
             for (span, next, bytes) in chains.drain(..) {
@@ -146,7 +147,7 @@ impl Check<'_> {
     /// Looks at one leaf block; answers `lf_next`.
     fn leaf(&mut self, dir: &mut Directory, span: Span, depth: u32, at: BlockAddr, bytes: &[u8]) -> u64 {
         if let Err(e) = MetaHeader::check(bytes, at, MetaType::Lf) {
-            self.error(Kind::LeafBlock, Some(dir.addr), at, &e);
+            self.bad_leaf(dir, at, &e);
             return 0;
         }
         let Ok(leaf) = view::<Leaf>(bytes, 0, at) else {
@@ -168,6 +169,11 @@ impl Check<'_> {
             self.found(Problem::new(Kind::LeafCount, at, "lf_entries", entries, expected).of(dir.addr));
         }
         leaf.next.get()
+    }
+
+    fn bad_leaf(&mut self, dir: &mut Directory, at: BlockAddr, error: &gfs2_format::Error) {
+        dir.partial = true;
+        self.error(Kind::LeafBlock, Some(dir.addr), at, error);
     }
 
     fn check_span(&mut self, dir: BlockAddr, span: Span, depth: u32, at: BlockAddr, leaf: &Leaf) {
@@ -216,7 +222,7 @@ impl Check<'_> {
             }
             let bytes: Box<[u8]> = match reader.block(addr) {
                 Ok(bytes) => bytes.into(),
-                Err(e) => return self.error(Kind::LeafBlock, Some(dir.addr), addr, &e),
+                Err(e) => return self.bad_leaf(dir, addr, &e),
             };
             next = self.leaf(dir, span, depth, addr, &bytes);
             self.chain_names(dir, addr, &bytes, &mut names);

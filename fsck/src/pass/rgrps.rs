@@ -1,7 +1,7 @@
 //! Resource groups: the index against itself, headers against the index, counts against the bitmaps.
 //!
 //! Fills what is known of every block. A group whose bitmap cannot be read stays in the check, with nothing believed
-//! of it; an index entry that makes no group is left out.
+//! of it; a group that the index has wrong or not at all is taken from its own header where that is possible.
 
 use crate::check::{Check, Step};
 use crate::problem::{Kind, Problem};
@@ -9,6 +9,7 @@ use crate::reader::Reader;
 use gfs2_format::bitmap::{BitmapSlice, RgrpLayout};
 use gfs2_format::ondisk::{BlockState, MetaHeader, MetaType, RINDEX_SIZE, Rgrp, RindexEntry, rgrp_crc, view};
 use gfs2_format::{BlockAddr, Error, Expected};
+use std::collections::BTreeMap;
 use zerocopy::FromBytes;
 
 /// Bitmap bytes in memory while groups are loaded.
@@ -37,19 +38,19 @@ struct Loading {
 }
 
 impl Check<'_> {
-    /// Loads and checks every group of the index.
+    /// Loads and checks every group. Answers the sums, unless a group's numbers are not known.
     pub(crate) fn rgrps(
         &mut self,
         reader: &mut Reader<'_>,
         rindex: BlockAddr,
         content: &[u8],
-    ) -> Step<Totals> {
-        let layouts = self.layouts(rindex, content);
+    ) -> Step<Option<Totals>> {
+        let layouts = self.layouts(reader, rindex, content);
         if layouts.is_empty() {
             let expected = Expected::Rule("at least one resource group");
             return Err(self.fatal(Problem::new(Kind::Rindex, rindex, "entries", 0, expected).of(rindex)));
         }
-        let mut totals = Totals::default();
+        let mut totals = Some(Totals::default());
         let mut from = 0;
         while let Some(rest) = layouts.get(from..).filter(|rest| !rest.is_empty()) {
             let mut bytes = 0usize;
@@ -71,51 +72,140 @@ impl Check<'_> {
             self.load(reader, batch, &mut totals);
             from = from.saturating_add(count);
         }
-        self.unknown_groups(reader, rindex, &layouts);
         Ok(totals)
     }
 
-    /// The groups of the index, ascending, without those that make none.
-    fn layouts(&mut self, rindex: BlockAddr, content: &[u8]) -> Vec<RgrpLayout> {
+    /// The groups, ascending: those of the index, and those that the index has wrong or not at all as far as their
+    /// own headers tell where they are.
+    fn layouts(&mut self, reader: &mut Reader<'_>, rindex: BlockAddr, content: &[u8]) -> Vec<RgrpLayout> {
         let (entries, rest) = content.as_chunks::<RINDEX_SIZE>();
         if !rest.is_empty() {
             let expected = Expected::Rule("a multiple of 96");
             let size = content.len() as u64;
             self.found(Problem::new(Kind::RindexSize, rindex, "di_size", size, expected).of(rindex));
         }
-        let mut layouts = Vec::new();
+        let mut known: BTreeMap<BlockAddr, RgrpLayout> = BTreeMap::new();
+        let mut bad = 0usize;
         for (n, bytes) in entries.iter().enumerate() {
             let Ok(entry) = RindexEntry::ref_from_bytes(bytes) else {
                 continue;
             };
-            match RgrpLayout::check(entry, rindex, &self.geometry) {
-                Ok(layout) => layouts.push(layout),
-                Err(Error::Corrupt(corrupt)) => {
-                    let name = format!("entry {n}");
-                    let problem = Problem::from_corrupt(Kind::RindexEntry, &corrupt);
-                    self.found(problem.of(rindex).named(name.as_bytes()));
-                }
-                Err(e) => self.error(Kind::RindexEntry, Some(rindex), rindex, &e),
-            }
+            let name = format!("entry {n}");
+            let wrong = match RgrpLayout::check(entry, rindex, &self.geometry) {
+                Ok(layout) => match overlap(&known, &layout) {
+                    None => {
+                        known.insert(layout.addr(), layout);
+                        continue;
+                    }
+                    Some(other) => {
+                        let expected = Expected::Rule("a group that overlaps no other");
+                        let other = other.get();
+                        Problem::new(
+                            Kind::RindexEntry,
+                            rindex,
+                            "ri_addr (other group)",
+                            other,
+                            expected,
+                        )
+                    }
+                },
+                Err(Error::Corrupt(corrupt)) => Problem::from_corrupt(Kind::RindexEntry, &corrupt),
+                Err(_) => continue,
+            };
+            bad = bad.saturating_add(1);
+            self.found(wrong.of(rindex).named(name.as_bytes()));
         }
-        layouts.sort_by_key(RgrpLayout::addr);
-        let mut free_from = self.geometry.superblock().checked_add(1).unwrap_or_default();
-        layouts.retain(|layout| {
-            let fits = layout.addr() >= free_from;
-            if fits {
-                free_from = layout.end();
-            } else {
-                let expected = Expected::Range(free_from.get(), self.geometry.end());
-                let addr = layout.addr().get();
-                let problem = Problem::new(Kind::RindexEntry, rindex, "ri_addr", addr, expected);
-                self.found(problem.of(rindex));
-            }
-            fits
-        });
-        layouts
+        let lost = self.lost_groups(reader, &mut known);
+        // Each wrong entry was reported; only more groups than that are missing from the index.
+        for addr in lost.into_iter().skip(bad) {
+            let expected = Expected::Rule("an entry in the resource index");
+            self.found(Problem::new(Kind::RindexMissing, addr, "entries", 0, expected).of(rindex));
+        }
+        known.into_values().collect()
     }
 
-    fn load(&mut self, reader: &mut Reader<'_>, mut batch: Vec<Loading>, totals: &mut Totals) {
+    /// Looks for headers of groups where one should be: where a known header says that the next group is, right
+    /// behind a group, at the volume's start. Adds them to the known ones.
+    fn lost_groups(
+        &mut self,
+        reader: &mut Reader<'_>,
+        known: &mut BTreeMap<BlockAddr, RgrpLayout>,
+    ) -> Vec<BlockAddr> {
+        let first = self.geometry.superblock().checked_add(1).unwrap_or_default();
+        let mut suspects = vec![first];
+        for (skip, layout) in self.skips(reader, known) {
+            let skipped = layout.addr().checked_add(skip).filter(|_| skip != 0);
+            suspects.extend(skipped.into_iter().chain(behind(&layout)));
+        }
+        let mut lost = Vec::new();
+        while !suspects.is_empty() {
+            suspects.retain(|addr| addr.get() < self.geometry.end() && holder(known, *addr).is_none());
+            suspects.sort_unstable();
+            suspects.dedup();
+            let mut found = Vec::new();
+            reader.blocks(&suspects, |index, bytes| {
+                let (Some(addr), Ok(bytes)) = (suspects.get(index).copied(), bytes) else {
+                    return;
+                };
+                found.extend(self.layout_of_header(addr, bytes));
+            });
+            suspects.clear();
+            for (skip, layout) in found {
+                if overlap(known, &layout).is_some() {
+                    continue;
+                }
+                lost.push(layout.addr());
+                suspects.extend(layout.addr().checked_add(skip).into_iter().chain(behind(&layout)));
+                known.insert(layout.addr(), layout);
+            }
+        }
+        lost
+    }
+
+    /// `rg_skip` of every known group that does not lead to the next known one.
+    fn skips(
+        &self,
+        reader: &mut Reader<'_>,
+        known: &BTreeMap<BlockAddr, RgrpLayout>,
+    ) -> Vec<(u64, RgrpLayout)> {
+        let layouts: Vec<&RgrpLayout> = known.values().collect();
+        let addrs: Vec<BlockAddr> = layouts.iter().map(|layout| layout.addr()).collect();
+        let mut skips = Vec::new();
+        reader.blocks(&addrs, |index, bytes| {
+            let Some(layout) = layouts.get(index) else {
+                return;
+            };
+            let next = layouts
+                .get(index.saturating_add(1))
+                .map_or(self.geometry.end(), |l| l.addr().get());
+            let distance = next.saturating_sub(layout.addr().get());
+            let header = bytes.ok().and_then(|bytes| header_of(layout.addr(), bytes));
+            let skip = header.map_or(0, |header| u64::from(header.skip.get()));
+            if skip != distance {
+                skips.push((skip, (*layout).clone()));
+            }
+        });
+        skips
+    }
+
+    /// The layout a header claims for itself, with its `rg_skip`.
+    fn layout_of_header(&self, addr: BlockAddr, bytes: &[u8]) -> Option<(u64, RgrpLayout)> {
+        let header = header_of(addr, bytes)?;
+        let length = header.data0.get().checked_sub(addr.get())?;
+        let entry = RindexEntry {
+            addr: addr.get().into(),
+            length: u32::try_from(length).ok()?.into(),
+            pad: 0.into(),
+            data0: header.data0,
+            data: header.data,
+            bitbytes: header.bitbytes,
+            reserved: [0; 64],
+        };
+        let layout = RgrpLayout::check(&entry, addr, &self.geometry).ok()?;
+        Some((u64::from(header.skip.get()), layout))
+    }
+
+    fn load(&mut self, reader: &mut Reader<'_>, mut batch: Vec<Loading>, totals: &mut Option<Totals>) {
         let slices: Vec<(usize, BitmapSlice)> = batch
             .iter()
             .enumerate()
@@ -153,7 +243,7 @@ impl Check<'_> {
         }
     }
 
-    fn group(&mut self, loading: Loading, totals: &mut Totals) {
+    fn group(&mut self, loading: Loading, totals: &mut Option<Totals>) {
         let layout = &loading.layout;
         let whole = loading.good == layout.length();
         if let Some(header) = &loading.header {
@@ -182,9 +272,14 @@ impl Check<'_> {
             }
             (free, dinodes) = (counted_free, counted_dinodes);
         }
-        totals.blocks = totals.blocks.saturating_add(u64::from(layout.data()));
-        totals.free = totals.free.saturating_add(free);
-        totals.dinodes = totals.dinodes.saturating_add(dinodes);
+        if !whole && loading.header.is_none() {
+            *totals = None;
+        }
+        if let Some(totals) = totals {
+            totals.blocks = totals.blocks.saturating_add(u64::from(layout.data()));
+            totals.free = totals.free.saturating_add(free);
+            totals.dinodes = totals.dinodes.saturating_add(dinodes);
+        }
         let bits = whole.then_some(loading.bits.as_slice());
         self.observed.push(loading.layout, bits);
     }
@@ -249,49 +344,29 @@ impl Check<'_> {
             ));
         }
     }
+}
 
-    /// Looks for groups where the last known one says that there is one, or where a gap is left in the index.
-    fn unknown_groups(&mut self, reader: &mut Reader<'_>, rindex: BlockAddr, layouts: &[RgrpLayout]) {
-        let mut suspects: Vec<BlockAddr> = Vec::new();
-        for (n, layout) in layouts.iter().enumerate() {
-            let next = layouts.get(n.saturating_add(1)).map(RgrpLayout::addr);
-            let skip = reader
-                .block(layout.addr())
-                .ok()
-                .filter(|bytes| MetaHeader::check(bytes, layout.addr(), MetaType::Rg).is_ok())
-                .and_then(|bytes| view::<Rgrp>(bytes, 0, layout.addr()).ok())
-                .map_or(0, |header| u64::from(header.skip.get()));
-            let suspect = layout.addr().checked_add(skip);
-            let unknown =
-                |addr: &BlockAddr| skip != 0 && Some(*addr) != next && addr.get() < self.geometry.end();
-            suspects.extend(suspect.filter(unknown));
-            // Groups are laid out end to end: what comes right behind one is the next one.
-            let end = layout.end();
-            let gap = next
-                .map_or(self.geometry.end(), BlockAddr::get)
-                .saturating_sub(end.get());
-            suspects.extend((0..gap.min(4)).filter_map(|n| end.checked_add(n)));
-        }
-        let first = self.geometry.superblock().checked_add(1).unwrap_or_default();
-        suspects.push(first);
-        suspects.sort_unstable();
-        suspects.dedup();
-        suspects
-            .retain(|addr| addr.get() < self.geometry.end() && !layouts.iter().any(|l| l.contains(*addr)));
-        let mut missing = Vec::new();
-        reader.blocks(&suspects, |index, bytes| {
-            let (Some(addr), Ok(bytes)) = (suspects.get(index), bytes) else {
-                return;
-            };
-            if MetaHeader::check(bytes, *addr, MetaType::Rg).is_ok() {
-                missing.push(*addr);
-            }
-        });
-        for addr in missing {
-            let expected = Expected::Rule("an entry in the resource index");
-            self.found(Problem::new(Kind::RindexMissing, addr, "entries", 0, expected).of(rindex));
-        }
-    }
+fn header_of(addr: BlockAddr, bytes: &[u8]) -> Option<Rgrp> {
+    MetaHeader::check(bytes, addr, MetaType::Rg).ok()?;
+    view::<Rgrp>(bytes, 0, addr).ok().copied()
+}
+
+/// Groups are laid out end to end, with at most the rest of a bitmap byte between them.
+fn behind(layout: &RgrpLayout) -> impl Iterator<Item = BlockAddr> + use<> {
+    let end = layout.end();
+    (0..4).filter_map(move |n| end.checked_add(n))
+}
+
+/// The group a block belongs to.
+fn holder(known: &BTreeMap<BlockAddr, RgrpLayout>, addr: BlockAddr) -> Option<&RgrpLayout> {
+    let (_, layout) = known.range(..=addr).next_back()?;
+    layout.contains(addr).then_some(layout)
+}
+
+/// A known group that overlaps this one.
+fn overlap(known: &BTreeMap<BlockAddr, RgrpLayout>, layout: &RgrpLayout) -> Option<BlockAddr> {
+    let (_, before) = known.range(..layout.end()).next_back()?;
+    (before.end() > layout.addr()).then(|| before.addr())
 }
 
 /// How many blocks are in each state.

@@ -119,78 +119,70 @@ impl Check<'_> {
         let name = bytes
             .get(name_at..name_at.saturating_add(name_len))
             .unwrap_or_default();
-        let trusted = self.superblock.fs_format.get() >= FORMAT_TRUSTED;
-        let jbsize = self.geometry.jbsize();
-        let mut wrong = |kind, field, found: u64, expected| {
-            let problem = Problem::new(kind, task.block, field, found, expected);
-            self.found(problem.of(inode).named(name));
-        };
-        let pointers_used = u64::from(header.num_ptrs);
-        let value_len = u64::from(header.data_len.get());
-        let values_at = EA_HEADER_SIZE.saturating_add(name_len.next_multiple_of(8));
         if !unused {
-            let kind = EaType::from_raw(header.ea_type);
-            if kind.is_none() || (kind == Some(EaType::Trusted) && !trusted) {
-                let most = if trusted {
-                    EaType::Trusted
-                } else {
-                    EaType::Security
-                };
-                let expected = Expected::Range(1, most as u64);
-                wrong(Kind::EaType, "ea_type", u64::from(header.ea_type), expected);
-            }
-            if name_len == 0 {
-                wrong(Kind::EaName, "ea_name_len", 0, Expected::Range(1, 255));
-            }
-            let inline = EA_HEADER_SIZE as u64 + name_len as u64 + value_len;
-            if pointers_used == 0 && inline > rec_len as u64 {
-                let room = (rec_len as u64).saturating_sub(EA_HEADER_SIZE as u64 + name_len as u64);
-                wrong(Kind::EaRecord, "ea_data_len", value_len, Expected::Range(0, room));
-            }
-            let needed = value_len.div_ceil(jbsize);
-            if pointers_used != 0 && pointers_used != needed {
-                wrong(
-                    Kind::EaPointers,
-                    "ea_num_ptrs",
-                    pointers_used,
-                    Expected::Value(needed),
-                );
-            }
-            if pointers_used != 0 && value_len > VALUE_MAX {
-                wrong(
-                    Kind::EaPointers,
-                    "ea_data_len",
-                    value_len,
-                    Expected::Range(0, VALUE_MAX),
-                );
-            }
+            self.ea_fields(task.block, inode, header, name);
         }
-        let end = values_at.saturating_add(usize::from(header.num_ptrs).saturating_mul(8));
-        if pointers_used == 0 || (unused && end > rec_len) {
+        let count = usize::from(header.num_ptrs);
+        let values_at = EA_HEADER_SIZE.saturating_add(name_len.next_multiple_of(8));
+        let room = rec_len.saturating_sub(values_at) / 8;
+        if count > room {
+            // Of an unused record that is no damage: nobody looks there.
+            if !unused {
+                let (found, expected) = (count as u64, Expected::Range(0, room as u64));
+                let problem = Problem::new(Kind::EaPointers, task.block, "ea_num_ptrs", found, expected);
+                self.found(problem.of(inode).named(name));
+            }
             return;
         }
-        if end > rec_len {
-            let room = (rec_len.saturating_sub(values_at) / 8) as u64;
-            return wrong(
-                Kind::EaPointers,
-                "ea_num_ptrs",
-                pointers_used,
-                Expected::Range(0, room),
-            );
-        }
         let start = at.saturating_add(values_at);
-        let values: Vec<u64> = pointers(bytes, start)
-            .take(usize::from(header.num_ptrs))
-            .collect();
-        for raw in values {
-            if raw == 0 && !unused {
+        for raw in pointers(bytes, start).take(count) {
+            if raw != 0 {
+                self.claim_xattr(walk, task.owner, task.block, raw, Role::EaValue, What::EaValue);
+            } else if !unused {
                 let expected = Expected::Rule("a block of a resource group");
                 let problem = Problem::new(Kind::EaPointer, task.block, "EA value pointer", 0, expected);
                 self.found(problem.of(inode).named(name));
             }
-            if raw != 0 {
-                self.claim_xattr(walk, task.owner, task.block, raw, Role::EaValue, What::EaValue);
+        }
+    }
+
+    /// The fields of a live record.
+    fn ea_fields(&mut self, block: BlockAddr, inode: BlockAddr, header: &EaHeader, name: &[u8]) {
+        let trusted = self.superblock.fs_format.get() >= FORMAT_TRUSTED;
+        let needed = u64::from(header.data_len.get()).div_ceil(self.geometry.jbsize());
+        let mut wrong = |kind, field, found: u64, expected| {
+            let problem = Problem::new(kind, block, field, found, expected);
+            self.found(problem.of(inode).named(name));
+        };
+        let most = if trusted {
+            EaType::Trusted
+        } else {
+            EaType::Security
+        };
+        if EaType::from_raw(header.ea_type).is_none_or(|kind| kind > most) {
+            let expected = Expected::Range(1, most as u64);
+            wrong(Kind::EaType, "ea_type", u64::from(header.ea_type), expected);
+        }
+        if header.name_len == 0 {
+            wrong(Kind::EaName, "ea_name_len", 0, Expected::Range(1, 255));
+        }
+        let count = u64::from(header.num_ptrs);
+        let value_len = u64::from(header.data_len.get());
+        if count == 0 {
+            let fixed = EA_HEADER_SIZE as u64 + u64::from(header.name_len);
+            let room = u64::from(header.rec_len.get()).saturating_sub(fixed);
+            if value_len > room {
+                wrong(Kind::EaRecord, "ea_data_len", value_len, Expected::Range(0, room));
             }
+        } else if count != needed {
+            wrong(Kind::EaPointers, "ea_num_ptrs", count, Expected::Value(needed));
+        } else if value_len > VALUE_MAX {
+            wrong(
+                Kind::EaPointers,
+                "ea_data_len",
+                value_len,
+                Expected::Range(0, VALUE_MAX),
+            );
         }
     }
 }

@@ -259,7 +259,8 @@ pub(super) fn clear(bytes: &mut [u8], start: usize, block: BlockAddr) -> Result<
     Ok(())
 }
 
-/// Fills the area with these records (whole ones, as [`Record::bytes`]), packed; the last gets the rest of the room.
+/// Fills the area with these records (whole ones, as [`Record::bytes`]), packed; the last gets the rest of the
+/// room.
 pub(super) fn pack(bytes: &mut [u8], start: usize, block: BlockAddr, records: &[&[u8]]) -> Result<()> {
     clear(bytes, start, block)?;
     let mut offset = start;

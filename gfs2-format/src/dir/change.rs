@@ -92,8 +92,9 @@ pub(super) fn dirent_of(entry: &NewEntry<'_>) -> Dirent {
     dirent
 }
 
-/// Makes the bytes of a fresh dinode block (header, numbers and mode are there) a linear directory with "." and "..":
-/// payload, `di_size`, `di_entries`, `di_payload_format`, height, depth and the JDATA flag. `di_nlink` is the caller's.
+/// Makes the bytes of a fresh dinode block (header, numbers and mode are there) a linear directory with "." and
+/// "..": payload, `di_size`, `di_entries`, `di_payload_format`, height, depth and the JDATA flag. `di_nlink` is
+/// the caller's.
 ///
 /// # Errors
 /// [`crate::Error::Corrupt`] when `bytes` is no whole block.
@@ -132,8 +133,8 @@ pub fn init_dir(bytes: &mut [u8], geometry: &Geometry, own: InodeNum, parent: In
     Ok(())
 }
 
-/// Has the directory no entries but "." and ".."? Believes `di_entries`, as the kernel does; of a linear directory it
-/// also counts.
+/// Has the directory no entries but "." and ".."? Believes `di_entries`, as the kernel does; of a linear
+/// directory it also counts.
 ///
 /// # Errors
 /// As [`super::lookup`].

@@ -7,10 +7,10 @@ use crate::error::Result;
 use crate::ondisk::{Dinode, FileType};
 use crate::tree::{StepBudget, StepOutcome, discharge, edit_dinode, runs};
 
-/// Frees the leaves of a hashed directory that is being deleted, in steps; used like [`crate::tree::FreeCursor`]. Leaves go
-/// from the head of their chain while the slots of the hash table are pointed at what remains, so that a new
-/// cursor resumes after a crash. With the last one the inode becomes a regular file, whose data (the hash table) is
-/// then freed as any file's.
+/// Frees the leaves of a hashed directory that is being deleted, in steps; used like [`crate::tree::FreeCursor`].
+/// Leaves go from the head of their chain while the slots of the hash table are pointed at what remains, so that
+/// a new cursor resumes after a crash. With the last one the inode becomes a regular file, whose data (the hash
+/// table) is then freed as any file's.
 #[derive(Clone, Debug, Default)]
 pub struct LeafCursor {
     slot: u32,
@@ -23,8 +23,8 @@ impl LeafCursor {
         Self::default()
     }
 
-    /// Moves to the next leaf to free and tells which it is; `None` when none is left, or nothing to do with this inode
-    /// (linear directory, no directory). Reads only.
+    /// Moves to the next leaf to free and tells which it is; `None` when none is left, or nothing to do with this
+    /// inode (linear directory, no directory). Reads only.
     ///
     /// # Errors
     /// As [`super::lookup`].
@@ -46,7 +46,8 @@ impl LeafCursor {
         Ok(None)
     }
 
-    /// Frees leaves within the budget, only those for which `in_group` holds.
+    /// Frees leaves within the budget, only those for which `in_group` holds. The first leaf's slots are rewritten
+    /// whatever the budget of edits says: a leaf may own up to half of the hash blocks.
     ///
     /// # Errors
     /// As [`super::lookup`], and those of [`BlockEdit`].

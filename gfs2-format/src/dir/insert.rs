@@ -33,7 +33,8 @@ pub struct NewEntry<'a> {
 /// Adds an entry; converts, splits, doubles and chains as needed.
 ///
 /// # Errors
-/// [`crate::Error::Exists`] when the name is there; as [`super::lookup`] and [`check_name`], and those of [`BlockEdit`].
+/// [`crate::Error::Exists`] when the name is there; as [`super::lookup`] and [`check_name`], and those of
+/// [`BlockEdit`].
 pub fn insert<E: BlockEdit + ?Sized>(
     edit: &mut E,
     dir: BlockAddr,

@@ -85,8 +85,8 @@ pub fn check_name(name: &[u8]) -> Result<()> {
 /// Looks a name up.
 ///
 /// # Errors
-/// I/O errors; [`crate::Error::Corrupt`] for anything wrong on the way to the entry, and for an entry that points off the
-/// volume.
+/// I/O errors; [`crate::Error::Corrupt`] for anything wrong on the way to the entry, and for an entry that points
+/// off the volume.
 pub fn lookup<R: BlockRead + ?Sized>(reader: &R, dir: BlockAddr, name: &[u8]) -> Result<Option<Found>> {
     let dir = Dir::open(reader, dir)?;
     let Some(Hit { found, .. }) = find(reader, &dir, name)? else {

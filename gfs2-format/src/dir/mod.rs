@@ -1,8 +1,9 @@
 //! Directories: linear ones in the dinode, hashed ones in leaves.
 //!
-//! Every function takes the block of the directory's dinode. Invariants: dirents tile their area exactly or the area
-//! is corrupt; a leaf chain is walked with cycle detection; `di_entries`, `lf_entries`, `di_blocks`, the leaf's time and
-//! the directory's mtime and ctime are kept in the same edit as the entries. Link counts are the caller's business.
+//! Every function takes the block of the directory's dinode. Invariants: dirents tile their area exactly or the
+//! area is corrupt; a leaf chain is walked with cycle detection; `di_entries`, `lf_entries`, `di_blocks`, the
+//! leaf's time and the directory's mtime and ctime are kept in the same edit as the entries. Link counts are the
+//! caller's business.
 
 mod area;
 mod change;

@@ -1,7 +1,7 @@
 //! Showing entries in the order of stable positions.
 //!
-//! Position of an entry: its hash (32 bits), 18 bits of a second checksum of its name, and its rank (12 bits) among the
-//! names that agree in both, in byte order of the names.
+//! Position of an entry: its hash (32 bits), 18 bits of a second checksum of its name, and its rank (12 bits)
+//! among the names that agree in both, in byte order of the names.
 
 use super::area::Record;
 use super::change::check_linear_count;
@@ -17,10 +17,10 @@ const RANK_BITS: u32 = 12;
 /// Entries sorted at a time; also the number of ranks.
 const WINDOW: usize = 1 << RANK_BITS;
 
-/// A position in a directory: after one entry and before the next, in an order made of the names alone (hash first).
-/// Stable across inserts, deletes, splits and conversion; at most 2^62, so that it fits a signed offset. Entries whose
-/// names agree in 50 bits of two checksums are told apart by their rank among each other (up to 4096 of them), the
-/// only part of a cookie that a delete can move.
+/// A position in a directory: after one entry and before the next, in an order made of the names alone (hash
+/// first). Stable across inserts, deletes, splits and conversion; at most 2^62, so that it fits a signed offset.
+/// Entries whose names agree in 50 bits of two checksums are told apart by their rank among each other (up to
+/// 4096 of them), the only part of a cookie that a delete can move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Cookie(u64);
 
@@ -161,8 +161,8 @@ impl Window {
 /// leaf chain by leaf chain, so that a call costs what it shows. Returns whether the end was reached.
 ///
 /// # Errors
-/// As [`super::lookup`]; [`crate::Error::Corrupt`] when `lf_entries` (or `di_entries` of a linear directory) is not the number of
-/// entries found.
+/// As [`super::lookup`]; [`crate::Error::Corrupt`] when `lf_entries` (or `di_entries` of a linear directory) is
+/// not the number of entries found.
 pub fn read_from<R: BlockRead + ?Sized>(
     reader: &R,
     dir: BlockAddr,

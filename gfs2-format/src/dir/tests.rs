@@ -1,5 +1,5 @@
-//! Goal: directories against a sorted map under random operations, every block and count accounted for; the extremes
-//! (depth 17, chains, colliding names) and lies.
+//! Goal: directories against a sorted map under random operations, every block and count accounted for; the
+//! extremes (depth 17, chains, colliding names) and lies.
 
 use super::table::LeafBlock;
 use super::*;

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::ondisk::{DinodeFlags, EaHeader, EaType, MetaHeader, MetaType, view_mut};
 use crate::tree::{StepBudget, StepOutcome, discharge, edit_dinode, runs};
 
-/// Frees xattr blocks in steps; used like [`crate::tree::FreeCursor`], and resumable like it: what it has done stands on
-/// disk. Not to be kept across other changes of the xattrs.
+/// Frees xattr blocks in steps; used like [`crate::tree::FreeCursor`], and resumable like it: what it has done
+/// stands on disk. Not to be kept across other changes of the xattrs.
 #[derive(Clone, Debug)]
 pub struct EaCursor {
     all: bool,

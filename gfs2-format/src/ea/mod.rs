@@ -1,7 +1,8 @@
 //! Extended attributes: a block of records, a list of such blocks, values in blocks of their own.
 //!
 //! Names are without prefix, their space is the [`EaType`]. Invariants: records tile their block exactly or it is
-//! corrupt; an unused record is believed in nothing but its length and flags (and the value blocks it still holds);
+//! corrupt; an unused record is believed in nothing but its length and flags (and the value blocks it still
+//! holds);
 //! `di_blocks`, `di_eattr` and the EA_INDIRECT flag are kept in the same edit. Times are the caller's business.
 
 mod chain;
@@ -34,8 +35,8 @@ pub struct Xattrs {
 }
 
 impl Xattrs {
-    /// Of the inode at `addr`, on a volume of this `sb_fs_format`: below 1802 a record of `trusted.` is corrupt, and
-    /// setting one is [`crate::Error::Unsupported`].
+    /// Of the inode at `addr`, on a volume of this `sb_fs_format`: below 1802 a record of `trusted.` is corrupt,
+    /// and setting one is [`crate::Error::Unsupported`].
     #[must_use]
     pub const fn new(addr: BlockAddr, fs_format: u32) -> Self {
         Self { addr, fs_format }
@@ -81,9 +82,9 @@ pub struct EaCost {
     pub touched: u32,
 }
 
-/// Whether a change of [`Xattrs::set`] or [`Xattrs::remove`] left value blocks of the old value behind, held by an unused
-/// record: free them with [`EaCursor::reclaim`] afterwards (they may be of any rgrp). Until then nothing is lost, not
-/// even by a crash: the record keeps them, and deletion of the inode frees them too.
+/// Whether a change of [`Xattrs::set`] or [`Xattrs::remove`] left value blocks of the old value behind, held by
+/// an unused record: free them with [`EaCursor::reclaim`] afterwards (they may be of any rgrp). Until then
+/// nothing is lost, not even by a crash: the record keeps them, and deletion of the inode frees them too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Leftover(pub bool);

@@ -1,7 +1,7 @@
 //! Records in one EA block.
 //!
-//! They tile bytes 24 to the end exactly; the last says so. An unused record is believed in its length and flags only,
-//! and in the number of value pointers it still holds.
+//! They tile bytes 24 to the end exactly; the last says so. An unused record is believed in its length and flags
+//! only, and in the number of value pointers it still holds.
 
 use crate::addr::BlockAddr;
 use crate::error::{Error, Expected, Result};
@@ -343,8 +343,8 @@ pub(super) fn clear(bytes: &mut [u8], block: BlockAddr) -> Result<()> {
     Ok(())
 }
 
-/// Takes the record at `offset` out: its room goes to the record before it (which inherits the last flag), or it becomes
-/// unused. One that holds value blocks becomes unused in its place and keeps them.
+/// Takes the record at `offset` out: its room goes to the record before it (which inherits the last flag), or it
+/// becomes unused. One that holds value blocks becomes unused in its place and keeps them.
 pub(super) fn delete(bytes: &mut [u8], offset: usize, before: Option<usize>, block: BlockAddr) -> Result<()> {
     let own: &mut EaHeader = view_mut(bytes, offset, block)?;
     let (len, last, holds) = (own.rec_len.get(), own.flags & EA_FLAG_LAST, own.num_ptrs > 0);

@@ -88,8 +88,9 @@ impl Xattrs {
     /// Sets a value: writes the new record, then takes the old one out.
     ///
     /// # Errors
-    /// [`crate::Error::Exists`], [`crate::Error::NotFound`] by mode; [`crate::Error::TooLarge`]; [`crate::Error::NoSpace`] also when the list of
-    /// EA blocks is full; as [`Xattrs::get`], and those of [`BlockEdit`].
+    /// [`crate::Error::Exists`], [`crate::Error::NotFound`] by mode; [`crate::Error::TooLarge`];
+    /// [`crate::Error::NoSpace`] also when the list of EA blocks is full; as [`Xattrs::get`], and those of
+    /// [`BlockEdit`].
     pub fn set<E: BlockEdit + ?Sized>(
         &self,
         edit: &mut E,

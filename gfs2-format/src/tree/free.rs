@@ -30,9 +30,9 @@ pub struct StepOutcome {
     pub done: bool,
 }
 
-/// Frees a range of logical blocks in steps: data pointers first, then each higher level of indirect blocks that lie
-/// wholly in the range. The cursor is only a memory of how far the sweep has come: a new one over the same range
-/// resumes after a crash. Height, size and flags stay as they are.
+/// Frees a range of logical blocks in steps: data pointers first, then each higher level of indirect blocks that
+/// lie wholly in the range. The cursor is only a memory of how far the sweep has come: a new one over the same
+/// range resumes after a crash. Height, size and flags stay as they are.
 ///
 /// ```text
 /// let mut cursor = FreeCursor::new(from, end);
@@ -144,7 +144,8 @@ impl FreeCursor {
             }))
     }
 
-    /// Frees what it can within the budget, only blocks for which `in_group` holds; zeroes their pointers and lowers
+    /// Frees what it can within the budget, only blocks for which `in_group` holds; zeroes their pointers and
+    /// lowers
     /// `di_blocks` in the same edit. Frees nothing when the next block is of another group.
     ///
     /// # Errors
@@ -268,9 +269,10 @@ pub(crate) fn runs(blocks: &[BlockAddr]) -> impl Iterator<Item = Extent> {
 }
 
 /// First edit of a truncate. Stores size and times. A stuffed inode gets its tail zeroed, and moves its bytes out
-/// when the new size does not fit (costs as [`super::unstuff`]); a tree that becomes shorter gets `TRUNC_IN_PROG`, and
-/// the cursor that frees its end is returned: the truncate must then be ended with [`truncate_finish`]. `None`:
-/// nothing more to do. Zeroing the tail of the last remaining block of a tree is the caller's business.
+/// when the new size does not fit (costs as [`super::unstuff`]); a tree that becomes shorter gets
+/// `TRUNC_IN_PROG`, and the cursor that frees its end is returned: the truncate must then be ended with
+/// [`truncate_finish`]. `None`: nothing more to do. Zeroing the tail of the last remaining block of a tree is the
+/// caller's business.
 ///
 /// # Errors
 /// As [`super::map`], and those of [`BlockEdit`].

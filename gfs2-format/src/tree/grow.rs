@@ -93,8 +93,8 @@ impl Supply {
     }
 }
 
-/// Turns a stuffed inode into one with a tree of height 1: its bytes move to a block of their own (a directory's with
-/// a meta header), unless it is empty. Does nothing to one that has a tree. Returns the new data block.
+/// Turns a stuffed inode into one with a tree of height 1: its bytes move to a block of their own (a directory's
+/// with a meta header), unless it is empty. Does nothing to one that has a tree. Returns the new data block.
 ///
 /// # Errors
 /// As [`super::map`], and those of [`BlockEdit`].
@@ -199,8 +199,9 @@ pub struct Allocated {
     pub new: bool,
 }
 
-/// Maps up to `want` logical blocks from `lblock` on, allocating where there is a hole: unstuffs, grows the height,
-/// adds indirect blocks, then allocates one contiguous run within one bottom pointer block. Keeps `di_blocks`,
+/// Maps up to `want` logical blocks from `lblock` on, allocating where there is a hole: unstuffs, grows the
+/// height, adds indirect blocks, then allocates one contiguous run within one bottom pointer block. Keeps
+/// `di_blocks`,
 /// `di_height` and the goals. `di_size` and the times are the caller's business.
 ///
 /// # Errors

@@ -136,9 +136,9 @@ impl Root {
         }
     }
 
-    /// The first pointer block of `level` that covers a position in `pos..end`, missing subtrees skipped. Every way
-    /// down ends at a block no other way of the same sweep ends at, so that `visits`, their number, cannot pass that of
-    /// the inode's blocks by more than its height.
+    /// The first pointer block of `level` that covers a position in `pos..end`, missing subtrees skipped. Every
+    /// way down ends at a block no other way of the same sweep ends at, so that `visits`, their number, cannot
+    /// pass that of the inode's blocks by more than its height.
     pub(crate) fn find<R: BlockRead + ?Sized>(
         &self,
         reader: &R,

@@ -90,8 +90,8 @@ pub(crate) fn clear_payload(bytes: &mut [u8]) {
     }
 }
 
-/// What this inode may own at most besides its dinode, for bounds of walks: `di_blocks`, but no more than the volume
-/// has.
+/// What this inode may own at most besides its dinode, for bounds of walks: `di_blocks`, but no more than the
+/// volume has.
 pub(crate) fn most_blocks(dinode: &Dinode, geometry: &Geometry) -> u64 {
     dinode.blocks.get().min(geometry.end())
 }

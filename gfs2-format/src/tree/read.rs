@@ -34,8 +34,8 @@ pub fn stuffed<'a>(dinode: &'a [u8], addr: BlockAddr, geometry: &Geometry) -> Re
         })
 }
 
-/// Reads file bytes through [`BlockRead`] (system files, whose data is metadata to everybody: rindex, statfs, quota);
-/// stuffed or not, holes read as zeroes. Returns how many bytes there were before the end of the file.
+/// Reads file bytes through [`BlockRead`] (system files, whose data is metadata to everybody: rindex, statfs,
+/// quota); stuffed or not, holes read as zeroes. Returns how many bytes there were before the end of the file.
 ///
 /// # Errors
 /// As [`map`].

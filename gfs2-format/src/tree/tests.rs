@@ -1,4 +1,5 @@
-//! Goal: the vectors of FORMAT.md, and the tree against a map under random operations, with every block accounted for.
+//! Goal: the vectors of FORMAT.md, and the tree against a map under random operations, with every block accounted
+//! for.
 
 use super::*;
 use crate::addr::{BlockAddr, FileBlock};
@@ -194,8 +195,8 @@ fn blocks_out_of_reach_are_too_large() {
     volume.verify(&[addr], true).unwrap();
 }
 
-/// Random writes, truncates and holes against a map, in fragmented and whole allocations; each write must stay within
-/// the cost said before.
+/// Random writes, truncates and holes against a map, in fragmented and whole allocations; each write must stay
+/// within the cost said before.
 #[test]
 fn the_tree_agrees_with_a_map() {
     for (bsize, seed) in [(512, 1), (512, 2), (512, 3), (1024, 4), (1024, 5), (4096, 6)] {

@@ -248,7 +248,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         std::fs::write(&image, "x").unwrap();
-        for (name, backing, dev) in [("loop0", image.as_path(), "7:0\n"), ("loop1", Path::new("/"), "7:1\n")] {
+        for (name, backing, dev) in [
+            ("loop0", image.as_path(), "7:0\n"),
+            ("loop1", Path::new("/"), "7:1\n"),
+        ] {
             let device = dir.path().join("block").join(name);
             std::fs::create_dir_all(device.join("loop")).unwrap();
             std::fs::write(

@@ -4,6 +4,7 @@
 
 use super::rig::{Layout, begin, create_one, ex, fill_meta};
 use crate::glock::GlockName;
+use crate::journal::ail::Pick;
 use crate::journal::{FlushReason, Journal, LogDaemon, StatfsDelta, StopReason};
 use gfs2_format::device::{BlockDevice, MemDevice, RecordDevice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -230,6 +231,31 @@ fn folding_statfs_loses_no_count_of_others() {
 }
 
 #[test]
+fn a_header_alone_carries_the_numbers_of_the_last_commit_not_of_the_running_one() {
+    let layout = Layout::new(1024, 400);
+    let device = Arc::new(layout.device());
+    let journal = layout.mount(device.clone());
+    let count = |free: i64| {
+        let mut txn = begin(&journal);
+        txn.add_statfs(StatfsDelta {
+            free,
+            ..StatfsDelta::default()
+        });
+        txn.commit().unwrap()
+    };
+    count(-7);
+    journal.flush(FlushReason::Fsync).unwrap();
+    count(-100);
+    journal.write_in_place(Pick::Before(u64::MAX)).unwrap();
+    let token = journal.flush_token();
+    assert!(journal.move_tail(FlushReason::Ail.flags()).unwrap());
+    drop(token);
+    let image = MemDevice::clone(&device);
+    assert_eq!(layout.recover(&image).unwrap().change.free, -7);
+    assert_eq!(layout.statfs(&image, layout.master).1, super::rig::MASTER.1 - 7);
+}
+
+#[test]
 fn the_daemon_commits_and_writes_in_place_by_itself() {
     let layout = Layout::new(1024, 400);
     let device = Arc::new(layout.device());
@@ -242,8 +268,10 @@ fn the_daemon_commits_and_writes_in_place_by_itself() {
         std::thread::yield_now();
     }
     logd.stop();
-    // And again after a remount.
+    // And again after a remount with another interval, which a running daemon notices.
+    journal.set_commit_interval(Duration::from_secs(3_600));
     let logd = LogDaemon::start(&journal).unwrap();
+    journal.set_commit_interval(Duration::from_millis(1));
     let seq = create_one(&journal, 1, layout.block(0), 5);
     while journal.durable_seq() < seq {
         std::thread::yield_now();

@@ -301,16 +301,27 @@ impl Gate {
         })
     }
 
-    fn wait_for_writer(&self) {
+    /// Waits until a writer stands before the gate; what is returned opens it at the latest when dropped, so that a
+    /// failing test ends.
+    fn wait_for_writer(&self) -> OpenAtEnd<'_> {
         let mut state = self.state.lock().unwrap();
         while !state.1 {
             state = self.wake.wait(state).unwrap();
         }
+        OpenAtEnd(self)
     }
 
     fn open(&self) {
         self.state.lock().unwrap().0 = false;
         self.wake.notify_all();
+    }
+}
+
+struct OpenAtEnd<'a>(&'a Gate);
+
+impl Drop for OpenAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.open();
     }
 }
 
@@ -346,7 +357,7 @@ fn a_flush_that_frees_a_block_waits_for_its_in_place_write() {
     journal.flush(FlushReason::Fsync).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| journal.write_in_place(Pick::Before(u64::MAX)).unwrap());
-        gate.wait_for_writer();
+        let _end = gate.wait_for_writer();
         let seq = free_one(&journal, layout.block(0));
         let waiting = &journal;
         let flush = scope.spawn(move || waiting.wait_durable(seq, FlushReason::Fsync).unwrap());
@@ -375,7 +386,7 @@ fn a_block_freed_while_its_first_copy_is_being_logged_is_revoked() {
     create_one(&journal, 1, layout.block(0), 5);
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| journal.flush(FlushReason::Fsync).unwrap());
-        gate.wait_for_writer();
+        let _end = gate.wait_for_writer();
         assert!(journal.has_dirty(GlockName::inode(1)));
         let seq = free_one(&journal, layout.block(0));
         gate.open();
@@ -405,7 +416,7 @@ fn a_reader_during_a_flush_sees_the_newest_commit() {
     create_one(&journal, 1, layout.block(0), 5);
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| journal.flush(FlushReason::Fsync).unwrap());
-        gate.wait_for_writer();
+        let _end = gate.wait_for_writer();
         // Neither the commit nor the read waits for the flush.
         let mut txn = begin(&journal);
         fill_meta(txn.edit(&ex(1), layout.block(0)).unwrap(), 6);

@@ -48,6 +48,33 @@ fn the_largest_transaction_fits_again_and_again() {
 }
 
 #[test]
+fn the_last_blocks_are_kept_for_headers() {
+    let layout = Layout::new(1024, 100);
+    let journal = layout.mount(Arc::new(layout.device()));
+    for n in 0..10 {
+        create_one(&journal, 1, layout.block(n), n);
+        journal.flush(FlushReason::Fsync).unwrap();
+    }
+    let used = u64::from(journal.stats().used);
+    assert_eq!(used, 30);
+    // As much as is free and as much as that without the last four blocks.
+    for (left, grows) in [(4, false), (3, true)] {
+        let cost = 100 - used - left;
+        // A transaction costs five blocks more than it may edit, up to a descriptor's worth.
+        let blocks = (1..cost)
+            .find(|n| journal.costs.transaction(Reservation::blocks(*n)) == cost)
+            .unwrap();
+        let txn = Transaction::begin(&journal, Reservation::blocks(blocks)).unwrap();
+        assert_eq!(
+            u64::from(journal.stats().used) < used,
+            grows,
+            "{left} blocks left"
+        );
+        drop(txn);
+    }
+}
+
+#[test]
 fn many_large_reservations_at_once_all_get_their_turn() {
     let layout = Layout::new(1024, 120);
     let device = Arc::new(layout.device());

@@ -2,7 +2,9 @@
 
 use crate::cache::BufferCache;
 use crate::error::Errno;
-use crate::glock::{GlockGuard, GlockName, GlockOps, GlockTable, HolderFlags, LockType, Presence, State, TableOptions};
+use crate::glock::{
+    GlockGuard, GlockName, GlockOps, GlockTable, HolderFlags, LockType, Presence, State, TableOptions,
+};
 use crate::health::Health;
 use crate::journal::{Journal, JournalConfig, LogDaemon};
 use crate::ops::types::{Attr, Caller};
@@ -19,10 +21,19 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+pub(super) const ROOT_USER: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 1,
+};
 
 /// Makes a volume.
 pub(super) fn volume(mib: u64, bsize: u32, journals: u32) -> Arc<MemDevice> {
+    volume_with(mib, bsize, journals, false)
+}
+
+/// Makes a volume, whose files journal their data or not.
+pub(super) fn volume_with(mib: u64, bsize: u32, journals: u32, jdata: bool) -> Arc<MemDevice> {
     let device = Arc::new(MemDevice::new(mib << 20));
     let options = Options {
         block_size: Some(bsize),
@@ -31,6 +42,7 @@ pub(super) fn volume(mib: u64, bsize: u32, journals: u32) -> Arc<MemDevice> {
         rgrp_mb: 32,
         time: Some(1_700_000_000),
         first_sequence: Some(5),
+        root_inherit_jdata: jdata,
         ..Options::nolock()
     };
     gfs2_mkfs::format(device.as_ref(), &options).unwrap();
@@ -84,7 +96,12 @@ pub(super) fn mount(device: &Arc<dyn BlockDevice>) -> Rig {
 pub(super) fn mount_with(device: &Arc<dyn BlockDevice>, dlm: &LocalDlm, jid: u32, options: FsOptions) -> Rig {
     let volume = Volume::open(device.as_ref()).unwrap();
     let health = Arc::new(Health::new(format!("test.{jid}")));
-    let cache = Arc::new(BufferCache::new(Arc::clone(device), volume.geometry.clone(), health, 64 << 20));
+    let cache = Arc::new(BufferCache::new(
+        Arc::clone(device),
+        volume.geometry.clone(),
+        health,
+        64 << 20,
+    ));
     let (space, queue) = dlm.join("fs", &JoinOptions::default()).unwrap();
     let glocks = Arc::new(GlockTable::new(space, queue, TableOptions::default()).unwrap());
     let own = volume.journal(Jid::new(jid)).unwrap().clone();
@@ -92,8 +109,13 @@ pub(super) fn mount_with(device: &Arc<dyn BlockDevice>, dlm: &LocalDlm, jid: u32
     let statfs_glock = GlockName::inode(statfs_change.get());
     let presence: Arc<dyn GlockOps> = Arc::new(Presence);
     let for_life = HolderFlags::NOPID | HolderFlags::NOCACHE;
-    let held = [statfs_glock, GlockName::new(LockType::Journal, u64::from(jid))]
-        .map(|name| glocks.get(name, &presence).unwrap().acquire(State::Ex, for_life).unwrap());
+    let held = [statfs_glock, GlockName::new(LockType::Journal, u64::from(jid))].map(|name| {
+        glocks
+            .get(name, &presence)
+            .unwrap()
+            .acquire(State::Ex, for_life)
+            .unwrap()
+    });
     let journal = Journal::new(
         Arc::clone(&cache),
         JournalConfig {
@@ -118,7 +140,14 @@ pub(super) fn mount_with(device: &Arc<dyn BlockDevice>, dlm: &LocalDlm, jid: u32
         options,
     })
     .unwrap();
-    Rig { fs: Arc::new(fs), glocks, journal, cache, held: held.into(), daemon: Some(daemon) }
+    Rig {
+        fs: Arc::new(fs),
+        glocks,
+        journal,
+        cache,
+        held: held.into(),
+        daemon: Some(daemon),
+    }
 }
 
 impl Rig {
@@ -129,7 +158,13 @@ impl Rig {
             daemon.stop();
         }
         self.held.clear();
-        let Self { fs, glocks, journal, cache, .. } = self;
+        let Self {
+            fs,
+            glocks,
+            journal,
+            cache,
+            ..
+        } = self;
         assert_eq!(Arc::strong_count(&fs), 1, "somebody still has the filesystem");
         drop(fs);
         let report = glocks.clear_all();
@@ -156,13 +191,23 @@ impl Rig {
             at = found.attr.num.addr;
             entry = Some(found);
         }
-        Ok(entry.unwrap_or_else(|| Entry { attr: self.fs.getattr(self.root()).unwrap() }))
+        Ok(entry.unwrap_or_else(|| Entry {
+            attr: self.fs.getattr(self.root()).unwrap(),
+        }))
     }
 
     pub(super) fn create(&self, dir: BlockAddr, name: &str) -> Attr {
         let (entry, handle, made) = self
             .fs
-            .create(&ROOT_USER, dir, name.as_bytes(), 0o644, 0o022, true, OpenFlags::READ | OpenFlags::WRITE)
+            .create(
+                &ROOT_USER,
+                dir,
+                name.as_bytes(),
+                0o644,
+                0o022,
+                true,
+                OpenFlags::READ | OpenFlags::WRITE,
+            )
             .unwrap();
         assert!(made);
         self.fs.release(handle);
@@ -170,11 +215,17 @@ impl Rig {
     }
 
     pub(super) fn mkdir(&self, dir: BlockAddr, name: &str) -> Attr {
-        self.fs.mkdir(&ROOT_USER, dir, name.as_bytes(), 0o755, 0).unwrap().attr
+        self.fs
+            .mkdir(&ROOT_USER, dir, name.as_bytes(), 0o755, 0)
+            .unwrap()
+            .attr
     }
 
     pub(super) fn write(&self, ino: BlockAddr, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        let handle = self.fs.open(ino, OpenFlags::READ | OpenFlags::WRITE).map_err(|e| e.errno())?;
+        let handle = self
+            .fs
+            .open(ino, OpenFlags::READ | OpenFlags::WRITE)
+            .map_err(|e| e.errno())?;
         let written = self.fs.write(&ROOT_USER, handle, offset, data, false, false);
         self.fs.release(handle);
         written.map_err(|e| e.errno())

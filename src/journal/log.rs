@@ -16,6 +16,7 @@ use gfs2_format::{BlockAddr, Jid};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// A reservation of log space; given back when dropped.
 #[derive(Debug)]
@@ -68,8 +69,8 @@ pub(super) struct Counters {
     pub(super) in_place_blocks: AtomicU64,
 }
 
-#[derive(Default)]
 pub(super) struct Daemon {
+    pub(super) interval: Duration,
     pub(super) work: bool,
     pub(super) stop: bool,
     /// Commits below this had been committed when the daemon last looked: they are old enough to go in place.
@@ -131,7 +132,12 @@ impl Journal {
             flushed: Condvar::new(),
             durable: AtomicU64::new(0),
             counters: Counters::default(),
-            daemon: Mutex::new(Daemon::default()),
+            daemon: Mutex::new(Daemon {
+                interval: config.commit_interval,
+                work: false,
+                stop: false,
+                aged: 0,
+            }),
             daemon_wake: Condvar::new(),
             cache,
             config,
@@ -155,6 +161,14 @@ impl Journal {
     #[must_use]
     pub fn jid(&self) -> Jid {
         self.config.jid
+    }
+
+    /// Changes `commit=` (a remount).
+    pub fn set_commit_interval(&self, interval: Duration) {
+        let mut daemon = lock(&self.daemon);
+        daemon.interval = interval;
+        daemon.work = true;
+        self.daemon_wake.notify_all();
     }
 
     /// The largest `blocks` of a [`Reservation`] (without revokes) that can ever be granted.
@@ -219,6 +233,10 @@ impl Journal {
         if let Ok(mut state) = self.state.lock() {
             if state.phase != Phase::Stopped {
                 state.phase = Phase::Dead;
+                if !self.config.shared {
+                    let (fsid, jid) = (self.cache.health().fsid(), self.config.jid);
+                    tracing::error!("fsid={fsid}: Journal recovery skipped for jid {jid} until next mount.");
+                }
             }
             state.events += 1;
         }

@@ -1,0 +1,151 @@
+//! Goal: where the reference fsck.gfs2 says clean, so do we, and the other way round. Method: volumes of the
+//! reference mkfs.gfs2 in many shapes, and the fixtures, through both programs. Needs gfs2-utils, which
+//! `tests/lab/setup.sh` installs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on must fail"
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+#[track_caller]
+fn need_reference() {
+    for tool in ["mkfs.gfs2", "fsck.gfs2"] {
+        let run = Command::new(tool)
+            .arg("-V")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        assert!(
+            run.is_ok_and(|status| status.success()),
+            "{tool} of gfs2-utils is not installed; run tests/lab/setup.sh as root"
+        );
+    }
+}
+
+fn exit(program: &str, image: &Path) -> (Option<i32>, String) {
+    let output = Command::new(program).arg("-n").arg(image).output().unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code(), text)
+}
+
+#[track_caller]
+fn agree(image: &Path, expected: i32, what: &str) {
+    let (ours, our_text) = exit(env!("CARGO_BIN_EXE_fsck-gfs2"), image);
+    assert_eq!(ours, Some(expected), "{what}: ours: {our_text}");
+    let (theirs, their_text) = exit("fsck.gfs2", image);
+    assert_eq!(theirs, Some(expected), "{what}: the reference: {their_text}");
+}
+
+#[test]
+fn volumes_of_the_reference_mkfs() {
+    need_reference();
+    let dir = tempfile::tempdir().unwrap();
+    let shapes: &[(u64, &[&str])] = &[
+        (1 << 30, &["-p", "lock_nolock"]),
+        (1 << 30, &["-p", "lock_nolock", "-j", "5", "-J", "8"]),
+        (512 << 20, &["-p", "lock_dlm", "-t", "alpha:data", "-j", "2"]),
+        (1 << 30, &["-p", "lock_nolock", "-b", "512", "-J", "8"]),
+        (1 << 30, &["-p", "lock_nolock", "-b", "1024", "-r", "32"]),
+        (1 << 30, &["-p", "lock_nolock", "-b", "2048", "-c", "3"]),
+        (64 << 20, &["-p", "lock_nolock"]),
+        (20 << 30, &["-p", "lock_nolock", "-J", "8", "-r", "2048"]),
+        (1 << 30, &["-p", "lock_nolock", "-o", "format=1801"]),
+        (1 << 30, &["-p", "lock_nolock", "-o", "align=0"]),
+        (1 << 30, &["-p", "lock_nolock", "-o", "sunit=65536,swidth=262144"]),
+        (200 << 30, &["-p", "lock_nolock", "-J", "8"]),
+    ];
+    for (size, options) in shapes {
+        let image: PathBuf = dir.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(*size).unwrap();
+        let made = Command::new("mkfs.gfs2")
+            .args(["-O", "-q"])
+            .args(*options)
+            .arg(&image)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&made.stderr).into_owned();
+        assert!(made.status.success(), "{options:?}: {text}");
+        agree(&image, 0, &format!("{size} {options:?}"));
+        std::fs::remove_file(image).unwrap();
+    }
+}
+
+#[test]
+fn fixtures() {
+    need_reference();
+    let dir = tempfile::tempdir().unwrap();
+    let images = [
+        ("clean512", 0),
+        ("clean1k", 0),
+        ("clean2k", 0),
+        ("clean4k", 0),
+        ("chain1k", 0),
+        ("dirty1k", 4),
+        ("dirty4k", 4),
+        ("dirty1k.after-replay", 4),
+        ("dirty4k.after-replay", 4),
+        ("cluster2j-dirty", 4),
+        ("cluster2j-dirty.after-replay", 4),
+    ];
+    for (name, expected) in images {
+        let image = dir.path().join("image");
+        let status = Command::new("zstd")
+            .args(["-dqf", "--long=27", "--sparse", "-o"])
+            .arg(&image)
+            .arg(support::fixture_path(name))
+            .status()
+            .unwrap();
+        assert!(status.success());
+        agree(&image, expected, name);
+    }
+}
+
+/// What our replay leaves, the reference must find no fault with beyond what the kernel's replay leaves.
+#[test]
+fn what_we_replayed_satisfies_the_reference() {
+    need_reference();
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["dirty1k", "dirty4k", "cluster2j-dirty"] {
+        let unpack = |name: &str| {
+            let image = dir.path().join(name);
+            let status = Command::new("zstd")
+                .args(["-dqf", "--long=27", "--sparse", "-o"])
+                .arg(&image)
+                .arg(support::fixture_path(name))
+                .status()
+                .unwrap();
+            assert!(status.success());
+            image
+        };
+        let (ours, kernels) = (unpack(name), unpack(&format!("{name}.after-replay")));
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&ours, mode).unwrap();
+        let replayed = Command::new(env!("CARGO_BIN_EXE_fsck-gfs2"))
+            .arg("-y")
+            .arg(&ours)
+            .output()
+            .unwrap();
+        assert_eq!(
+            replayed.status.code(),
+            Some(4),
+            "{name}: unlinked inodes are left"
+        );
+        let complaints = |image: &Path| {
+            let (_, text) = exit("fsck.gfs2", image);
+            let lines = text
+                .lines()
+                .filter(|line| !line.contains("completed in") && !line.contains("percent"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(complaints(&ours), complaints(&kernels), "{name}");
+    }
+}
