@@ -15,7 +15,7 @@ use support::manifest::Manifest;
 use support::tool::{Worker, walk_in_guest, work_here, work_in_guest};
 use support::vm::Vm;
 use support::walk::walk;
-use support::workload::{Mix, Workload};
+use support::workload::{Mix, Workload, seed};
 
 const OPTIONS: &str = "acl,noatime";
 
@@ -77,7 +77,7 @@ fn round_trip(vm: &Vm, case: Case) {
     let dir = support::scratch("from-us");
     let image = dir.path().join("volume.img");
     make(&image, case.maker, case.block_size);
-    let mut workload = Workload::new(case.seed, Mix::DRIVER);
+    let mut workload = Workload::new(seed(case.seed), Mix::DRIVER);
 
     let mount = Mount::new(&image, OPTIONS);
     let folder = mount.join("w");
@@ -164,6 +164,7 @@ fn many_at_a_time(vm: &Vm, block_size: u32, seeds: [u64; 4], upto: usize) {
     let image = dir.path().join("volume.img");
     make(&image, Maker::Ours, block_size);
     let mount = Mount::new(&image, OPTIONS);
+    let seeds = seeds.map(seed);
     let workers = seeds.map(|seed| {
         let folder = mount.join(seed.to_string());
         std::fs::create_dir(&folder).expect("a folder");

@@ -11,14 +11,14 @@ use ours::{Mount, mkfs};
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use support::fixture::{Fixture, replays};
+use support::fixture::{Fixture, Replay, replays};
 use support::guest::Kernel;
 use support::host::{Host, assert_fsck_clean, copy_sparse, reference_fsck, reference_mkfs, sparse};
 use support::manifest::Manifest;
-use support::tool::{walk_in_guest, work_here, work_in_guest, work_until_power_cut};
+use support::tool::{Worker, walk_in_guest, work_here, work_in_guest, work_until_power_cut};
 use support::vm::Vm;
 use support::walk::walk;
-use support::workload::{Mix, Workload};
+use support::workload::{Mix, Workload, seed};
 
 const IMAGE: u64 = 256 << 20;
 
@@ -119,58 +119,65 @@ fn we_replay_what_the_kernel_left_to_the_bytes_its_own_replay_leaves() {
     }
 }
 
-/// A volume that lost its node at a power cut or at `kill -9`, and what was being done on it.
-struct Wreck {
-    image: PathBuf,
-    /// The folder of the workload.
+/// A workload that was going on when its node was lost.
+#[derive(Clone, Debug)]
+struct Cut {
+    /// Its folder.
     folder: String,
     workload: Workload,
     /// The operation that may have been under way.
     last: usize,
 }
 
-impl Wreck {
-    /// Has the kernel replay a copy and us the image itself, both by read-only mounts; both must see the same, all
-    /// that was synced, and leave the same bytes. Returns the copy, the operation that was found, and what was seen.
+impl Cut {
+    /// Fails the test unless everything synced is in what was seen of the folder; returns the operation that was found.
     #[track_caller]
-    fn replay(&self, vm: &Vm, dir: &Path) -> (PathBuf, usize, Manifest) {
-        let copy = dir.join("kernel.img");
-        copy_sparse(&self.image, &copy);
-        let disk = vm.attach(&copy);
-        vm.check("dmesg -c >/dev/null");
-        vm.check(&format!("mount -t gfs2 -o ro,acl,noatime {} /mnt", disk.node));
-        let log = vm.gfs2_log();
-        let replayed = replays(&log);
-        assert_eq!(replayed.len(), 1, "no replay by the kernel: {log:#?}");
-        let kernel = walk_in_guest(vm, "/mnt");
-        let folder = walk_in_guest(vm, &format!("/mnt/{}", self.folder));
-        vm.check("umount /mnt");
-        vm.detach(disk);
-        vm.assert_kernel_content();
-
+    fn assert_survived(&self, seen: &Manifest) -> usize {
         let mut workload = self.workload.clone();
         workload.imagine(self.last);
         let durable = workload.durable();
-        let at = durable.assert_survived(self.last, &folder);
-        println!(
-            "{}: durable at {}, found at {at}, killed at {}; {:?}",
-            self.workload.recipe(),
-            durable.at(),
-            self.last,
-            replayed[0]
-        );
-
-        let mount = Mount::new(&self.image, "ro,acl,noatime");
-        let ours = see(&mount.path());
-        assert_eq!(durable.assert_survived(self.last, &see(&mount.join(&self.folder))), at);
-        mount.unmount();
-        kernel
-            .with_devices_of(&ours)
-            .without(&["flags"])
-            .assert_same("kernel", &ours.without(&["flags"]), "ours");
-        assert_same_replay(&copy, &self.image);
-        (copy, replayed[0].replayed as usize, ours)
+        let at = durable.assert_survived(self.last, seen);
+        let (name, from, last) = (workload.recipe(), durable.at(), self.last);
+        println!("{name}: durable at {from}, found at {at}, cut at {last}");
+        at
     }
+}
+
+/// Has the kernel replay a copy of a volume that lost its node, and us the volume itself, both by read-only mounts; both
+/// must see the same, all that was synced, and leave the same bytes. Returns the copy and the kernel's replay.
+#[track_caller]
+fn replay_both(vm: &Vm, dir: &Path, image: &Path, cuts: &[Cut]) -> (PathBuf, Replay) {
+    let copy = dir.join("kernel.img");
+    copy_sparse(image, &copy);
+    let disk = vm.attach(&copy);
+    vm.check("dmesg -c >/dev/null");
+    vm.check(&format!("mount -t gfs2 -o ro,acl,noatime {} /mnt", disk.node));
+    let log = vm.gfs2_log();
+    let replayed = replays(&log);
+    assert_eq!(replayed.len(), 1, "no replay by the kernel: {log:#?}");
+    let kernel = walk_in_guest(vm, "/mnt");
+    let folders: Vec<Manifest> = cuts
+        .iter()
+        .map(|cut| walk_in_guest(vm, &format!("/mnt/{}", cut.folder)))
+        .collect();
+    vm.check("umount /mnt");
+    vm.detach(disk);
+    vm.assert_kernel_content();
+    println!("{:?}", replayed[0]);
+
+    let mount = Mount::new(image, "ro,acl,noatime");
+    let ours = see(&mount.path());
+    for (cut, folder) in cuts.iter().zip(&folders) {
+        let found = cut.assert_survived(folder);
+        assert_eq!(cut.assert_survived(&see(&mount.join(&cut.folder))), found);
+    }
+    mount.unmount();
+    kernel
+        .with_devices_of(&ours)
+        .without(&["flags"])
+        .assert_same("kernel", &ours.without(&["flags"]), "ours");
+    assert_same_replay(&copy, image);
+    (copy, replayed[0].clone())
 }
 
 /// The kernel works on what it replayed. It leaves what had no name left, which the reference fsck tells; we free that
@@ -187,8 +194,8 @@ fn the_kernel_works_on(vm: &Vm, copy: &Path, seed: u64) {
     vm.detach(disk);
     vm.assert_kernel_content();
     let ran = reference_fsck(copy);
+    println!("fsck.gfs2 -n after the kernel: {}", ran.rc);
     assert!([0, 4].contains(&ran.rc), "fsck.gfs2 -n exited with {}:\n{}", ran.rc, ran.output);
-    println!("fsck {}: {}", ran.rc, ran.output.lines().filter(|l| !l.contains("pass") && !l.contains("complete")).collect::<Vec<_>>().join(" | "));
     Mount::new(copy, "noatime").unmount();
     assert_fsck_clean(copy);
 }
@@ -198,50 +205,86 @@ fn durable_folder(mount: &Mount, name: &str) -> PathBuf {
     let folder = mount.join(name);
     std::fs::create_dir(&folder).expect("a folder");
     std::fs::set_permissions(&folder, Permissions::from_mode(0o755)).expect("its mode");
-    File::open(mount.path())
-        .and_then(|root| root.sync_all())
-        .expect("a sync of the root");
+    sync(&mount.path());
     folder
 }
 
-/// Goal: proof 3b. Method: rounds on one volume; in each our daemon is killed in the middle of a workload, the kernel
+fn sync(folder: &Path) {
+    File::open(folder)
+        .and_then(|handle| handle.sync_all())
+        .unwrap_or_else(|e| panic!("sync of {}: {e}", folder.display()));
+}
+
+/// A large file with an attribute and a hashed folder, both open and without a name when the crash comes.
+fn orphans(root: &Path) -> [File; 2] {
+    let (path, folder) = (root.join("orphan"), root.join("orphans"));
+    let file = File::create(&path).expect("a file");
+    file.write_all_at(&vec![7; 5 << 20], 100).expect("its bytes");
+    rustix::fs::setxattr(&path, "user.a", &[1; 9000], rustix::fs::XattrFlags::empty()).expect("an attribute");
+    std::fs::create_dir(&folder).expect("a folder");
+    let names: Vec<PathBuf> = (0..300).map(|n| folder.join(format!("{n:0100}"))).collect();
+    for name in &names {
+        File::create(name).expect("a file in it");
+    }
+    let handle = File::open(&folder).expect("the folder");
+    names
+        .iter()
+        .for_each(|name| std::fs::remove_file(name).expect("to remove it"));
+    std::fs::remove_dir(&folder).expect("to remove the folder");
+    std::fs::remove_file(&path).expect("to remove the file");
+    file.sync_all().expect("a sync");
+    sync(root);
+    [file, handle]
+}
+
+/// Goal: proof 3b. Method: rounds on one volume; in each our daemon is killed in the middle of workloads, the kernel
 /// replays a copy and works on it, we replay the volume and go on with the next round on it.
 #[track_caller]
-fn killed_in_the_middle(vm: &Vm, block_size: u32, rounds: &[(u64, usize)]) {
+fn killed_in_the_middle(vm: &Vm, block_size: u32, rounds: &[(&[u64], usize)]) {
     let dir = support::scratch("journals");
     let image = sparse(&dir.path().join("volume.img"), IMAGE);
     let size = block_size.to_string();
     mkfs(&image, &["-p", "lock_nolock", "-b", &size, "-j", "1", "-J", "8"]);
     let mut known: Vec<(String, Manifest)> = Vec::new();
-    let mut replayed = 0;
-    for &(seed, at_least) in rounds {
-        let workload = Workload::new(seed, Mix::DRIVER);
-        let folder = format!("w{seed}");
+    for &(seeds, at_least) in rounds {
         let mount = Mount::new(&image, "acl,noatime");
-        let place = durable_folder(&mount, &folder);
-        let mut worker = work_here(dir.path(), &workload, 1_000_000, &place);
-        worker.wait_for(at_least);
+        let orphans = orphans(&mount.path());
+        let mut working: Vec<(Cut, Worker)> = seeds
+            .iter()
+            .map(|&own| {
+                let workload = Workload::new(seed(own), Mix::DRIVER);
+                let folder = format!("w{own}");
+                let worker = work_here(dir.path(), &workload, 1_000_000, &durable_folder(&mount, &folder));
+                let last = 0;
+                let cut = Cut { folder, workload, last };
+                (cut, worker)
+            })
+            .collect();
+        working
+            .iter_mut()
+            .for_each(|(_, worker)| worker.wait_for(at_least));
         mount.crash();
-        let last = worker.end();
-        let wreck = Wreck {
-            image: image.clone(),
-            folder,
-            workload,
-            last,
-        };
-        let (copy, blocks, _) = wreck.replay(vm, dir.path());
-        replayed += blocks;
-        the_kernel_works_on(vm, &copy, seed);
+        drop(orphans);
+        let ended = working.into_iter().map(|(cut, worker)| Cut {
+            last: worker.end(),
+            ..cut
+        });
+        let cuts: Vec<Cut> = ended.collect();
+        let (copy, replay) = replay_both(vm, dir.path(), &image, &cuts);
+        assert!(replay.replayed > 0, "the crash left nothing to replay");
+        the_kernel_works_on(vm, &copy, seed(seeds[0]));
 
         let mount = Mount::new(&image, "acl,noatime");
         for (folder, before) in &known {
             before.assert_same(folder, &without_totals(&see(&mount.join(folder))), "a round later");
         }
-        known.push((wreck.folder.clone(), without_totals(&see(&mount.join(&wreck.folder)))));
+        known.extend(cuts.into_iter().map(|cut| {
+            let seen = without_totals(&see(&mount.join(&cut.folder)));
+            (cut.folder, seen)
+        }));
         mount.unmount();
         assert_fsck_clean(&image);
     }
-    assert!(replayed > 0, "no crash left anything to replay");
 }
 
 fn without_totals(seen: &Manifest) -> Manifest {
@@ -254,8 +297,8 @@ fn without_totals(seen: &Manifest) -> Manifest {
 fn what_we_leave_at_a_kill_the_6_12_kernel_and_we_replay_alike() {
     let vm = Vm::start(Kernel::V6_12, &[]);
     vm.check("modprobe gfs2");
-    killed_in_the_middle(&vm, 4096, &[(51, 40), (52, 700), (53, 1500)]);
-    killed_in_the_middle(&vm, 1024, &[(54, 300), (55, 1200)]);
+    killed_in_the_middle(&vm, 4096, &[(&[51], 40), (&[52], 700), (&[53], 1500)]);
+    killed_in_the_middle(&vm, 1024, &[(&[54, 55, 56], 150), (&[57], 1200)]);
 }
 
 /// Goal: proofs 3a and 3b of now with the older kernel: a power cut of a guest, and a kill of ours.
@@ -268,20 +311,19 @@ fn what_we_and_the_6_1_kernel_leave_at_a_crash_both_replay_alike() {
     vm.check(
         "modprobe gfs2; mount -t gfs2 -o noatime /dev/vda /mnt; mkdir -m 755 /mnt/w; xfs_io -c fsync /mnt",
     );
-    let workload = Workload::new(61, Mix::GFS2);
+    let workload = Workload::new(seed(61), Mix::GFS2);
     let last = work_until_power_cut(vm, &workload, "/mnt/w", 400);
-    let wreck = Wreck {
-        image: image.clone(),
+    let cut = Cut {
         folder: "w".to_owned(),
         workload,
         last,
     };
     let vm = Vm::start(Kernel::V6_1, &[]);
     vm.check("modprobe gfs2");
-    let (copy, ..) = wreck.replay(&vm, dir.path());
-    the_kernel_works_on(&vm, &copy, 61);
+    let (copy, _) = replay_both(&vm, dir.path(), &image, &[cut]);
+    the_kernel_works_on(&vm, &copy, seed(61));
     Mount::new(&image, "noatime").unmount();
     assert_fsck_clean(&image);
 
-    killed_in_the_middle(&vm, 4096, &[(62, 500)]);
+    killed_in_the_middle(&vm, 4096, &[(&[62, 63], 300)]);
 }

@@ -184,6 +184,12 @@ impl Mix {
     };
 }
 
+/// The seed of a test's workload: itself, or another for every value of GFS2_SEED, to look further than once.
+pub fn seed(own: u64) -> u64 {
+    let more = std::env::var("GFS2_SEED").map_or(0, |text| text.parse().expect("GFS2_SEED: a number"));
+    own + 1000 * more
+}
+
 /// A workload and how far it has come.
 #[derive(Clone, Debug)]
 pub struct Workload {
