@@ -62,7 +62,7 @@ fn list(dir: &Path) -> io::Result<Vec<Dirent>> {
     let handle = fs::openat(
         CWD,
         dir,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
     let mut found = Vec::new();
@@ -127,7 +127,7 @@ fn describe(path: &Path, dirent: Option<Dirent>) -> io::Result<Fields> {
             let handle = File::from(fs::openat(
                 CWD,
                 path,
-                OFlags::RDONLY | OFlags::NOATIME,
+                OFlags::RDONLY | OFlags::NOATIME | OFlags::CLOEXEC,
                 Mode::empty(),
             )?);
             put("flags", flags(&handle)?);
