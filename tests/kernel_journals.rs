@@ -120,6 +120,27 @@ fn we_replay_what_the_kernel_left_to_the_bytes_its_own_replay_leaves() {
     }
 }
 
+/// Goal: the judge can say no. Method: an image that was not replayed, and one with a byte changed behind the replay.
+#[test]
+fn other_bytes_than_the_kernels_are_refused() {
+    let dir = support::scratch("journals");
+    let image = Fixture::load("dirty4k").unpack(dir.path());
+    let after = Fixture::load("dirty4k.after-replay").unpack(dir.path());
+    let refused = std::panic::catch_unwind(|| assert_same_replay(&after, &image));
+    assert!(
+        refused.is_err(),
+        "an image with its work in the log was taken for a replayed one"
+    );
+    copy_sparse(&after, &image);
+    assert_eq!(assert_same_replay(&after, &image), (0, 0));
+    let volume = Volume::open(&open(&after)).expect("a volume");
+    let place = volume.geometry.byte_offset(volume.system.statfs) + 240;
+    let file = File::options().write(true).open(&image).expect("the image");
+    file.write_all_at(&[1], place).expect("a byte");
+    let refused = std::panic::catch_unwind(|| assert_same_replay(&after, &image));
+    assert!(refused.is_err(), "a changed total was taken for the kernel's");
+}
+
 /// A workload that was going on when its node was lost.
 #[derive(Clone, Debug)]
 struct Cut {
@@ -135,7 +156,8 @@ impl Cut {
     #[track_caller]
     fn assert_survived(&self, seen: &Manifest) -> usize {
         let mut workload = self.workload.clone();
-        workload.imagine(self.last);
+        // the last one may be the sync
+        workload.imagine(self.last - 1);
         let durable = workload.durable();
         let at = durable.assert_survived(self.last, seen);
         let (name, from, last) = (workload.recipe(), durable.at(), self.last);
