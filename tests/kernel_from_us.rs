@@ -93,7 +93,10 @@ fn round_trip(vm: &Vm, case: Case) {
     workload.assert_seen_by_kernel(&walk_in_guest(vm, "/mnt/w"));
     work_in_guest(vm, &mut workload, case.upto[1], "/mnt/w");
     // What it shows of an inode in its cache is not always what it has written.
-    vm.check(&format!("umount /mnt; mount -t gfs2 -o {OPTIONS} {} /mnt", disk.node));
+    vm.check(&format!(
+        "umount /mnt; mount -t gfs2 -o {OPTIONS} {} /mnt",
+        disk.node
+    ));
     let kernel = walk_in_guest(vm, "/mnt");
     vm.check("umount /mnt");
     vm.detach(disk);
@@ -142,7 +145,11 @@ fn rich_tree(vm: &Vm, block_size: u32) {
     }
     let empty = unmount_and_look_again(mount, &image);
     assert_eq!(empty.entries.len(), 2, "{:?}", empty.entries.keys());
-    assert_eq!(empty.at("#statfs")["bfree"], empty_volume(dir.path(), block_size), "blocks lost");
+    assert_eq!(
+        empty.at("#statfs")["bfree"],
+        empty_volume(dir.path(), block_size),
+        "blocks lost"
+    );
 }
 
 /// The free blocks of a volume as large that nobody used.
@@ -164,7 +171,15 @@ fn the_6_12_kernel_goes_on_where_we_stopped_and_we_where_it_did() {
         (Maker::Ours, 1024, 32, [2000, 2300, 3000]),
         (Maker::Reference, 4096, 33, [800, 1000, 1200]),
     ] {
-        round_trip(&vm, Case { maker, block_size, seed, upto });
+        round_trip(
+            &vm,
+            Case {
+                maker,
+                block_size,
+                seed,
+                upto,
+            },
+        );
     }
 }
 
@@ -177,7 +192,15 @@ fn the_6_1_kernel_goes_on_where_we_stopped_and_we_where_it_did() {
         (Maker::Ours, 2048, 35, [800, 1000, 1300]),
         (Maker::Ours, 512, 36, [800, 1000, 1300]),
     ] {
-        round_trip(&vm, Case { maker, block_size, seed, upto });
+        round_trip(
+            &vm,
+            Case {
+                maker,
+                block_size,
+                seed,
+                upto,
+            },
+        );
     }
     for block_size in [4096, 1024] {
         rich_tree(&vm, block_size);

@@ -108,7 +108,12 @@ fn we_show_chain1k_as_the_kernel_does() {
 
 #[test]
 fn we_show_what_a_crash_left_as_the_kernel_does() {
-    for name in ["dirty4k", "dirty1k", "dirty4k.after-replay", "dirty1k.after-replay"] {
+    for name in [
+        "dirty4k",
+        "dirty1k",
+        "dirty4k.after-replay",
+        "dirty1k.after-replay",
+    ] {
         we_show(name);
     }
 }
