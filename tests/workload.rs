@@ -28,8 +28,7 @@ fn the_kernel_does_what_the_model_says() {
         ));
         let mut workload = Workload::new(seed, Mix::GFS2);
         for to in [900, 1500] {
-            work_in_guest(&vm, seed, workload.at(), to, "/mnt/w");
-            workload.imagine(to);
+            work_in_guest(&vm, &mut workload, to, "/mnt/w");
             workload.assert_seen_by_kernel(&walk_in_guest(&vm, "/mnt/w"));
             vm.check(&format!(
                 "umount /mnt; mount -t gfs2 -o noatime {} /mnt",
@@ -55,14 +54,14 @@ fn the_kernel_keeps_after_a_power_cut_what_the_model_says() {
     vm.check(
         "modprobe gfs2; mount -t gfs2 -o noatime /dev/vda /mnt; mkdir -m 755 /mnt/w; xfs_io -c fsync /mnt",
     );
-    let last = work_until_power_cut(vm, 3, "/mnt/w", 700);
+    let mut workload = Workload::new(3, Mix::GFS2);
+    let last = work_until_power_cut(vm, &workload, "/mnt/w", 700);
 
     let vm = Vm::start(Kernel::V6_12, &[&image]);
     vm.check("modprobe gfs2; mount -t gfs2 -o noatime /dev/vda /mnt");
     let seen = walk_in_guest(&vm, "/mnt/w");
     vm.check("umount /mnt");
     vm.assert_kernel_content();
-    let mut workload = Workload::new(3, Mix::GFS2);
     workload.imagine(last);
     let durable = workload.durable();
     let at = durable.assert_survived(last, &seen);

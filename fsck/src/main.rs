@@ -61,6 +61,20 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    // Asked for by the installer, as of every program of the project.
+    if let Some(shell) = std::env::var("FUSE_GFS2_COMPLETIONS")
+        .ok()
+        .and_then(|name| name.parse().ok())
+    {
+        let mut command = <Options as clap::CommandFactory>::command();
+        clap_complete::generate::<clap_complete::Shell, _>(
+            shell,
+            &mut command,
+            "fsck.gfs2",
+            &mut io::stdout(),
+        );
+        return ExitCode::SUCCESS;
+    }
     ExitCode::from(run())
 }
 

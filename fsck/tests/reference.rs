@@ -1,6 +1,6 @@
 //! Goal: where the reference fsck.gfs2 says clean, so do we, and the other way round. Method: volumes of the
-//! reference mkfs.gfs2 in many shapes, and the fixtures, through both programs. Needs gfs2-utils: says so and passes
-//! without them.
+//! reference mkfs.gfs2 in many shapes, and the fixtures, through both programs. Needs gfs2-utils, which
+//! `tests/lab/setup.sh` installs.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,20 +15,19 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-fn available() -> bool {
-    let have = |tool: &str| {
+#[track_caller]
+fn need_reference() {
+    for tool in ["mkfs.gfs2", "fsck.gfs2"] {
         let run = Command::new(tool)
             .arg("-V")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
-        run.is_ok_and(|status| status.success())
-    };
-    let all = have("mkfs.gfs2") && have("fsck.gfs2");
-    if !all {
-        eprintln!("SKIPPED: mkfs.gfs2 and fsck.gfs2 of gfs2-utils are not installed");
+        assert!(
+            run.is_ok_and(|status| status.success()),
+            "{tool} of gfs2-utils is not installed; run tests/lab/setup.sh as root"
+        );
     }
-    all
 }
 
 fn exit(program: &str, image: &Path) -> (Option<i32>, String) {
@@ -48,9 +47,7 @@ fn agree(image: &Path, expected: i32, what: &str) {
 
 #[test]
 fn volumes_of_the_reference_mkfs() {
-    if !available() {
-        return;
-    }
+    need_reference();
     let dir = tempfile::tempdir().unwrap();
     let shapes: &[(u64, &[&str])] = &[
         (1 << 30, &["-p", "lock_nolock"]),
@@ -84,9 +81,7 @@ fn volumes_of_the_reference_mkfs() {
 
 #[test]
 fn fixtures() {
-    if !available() {
-        return;
-    }
+    need_reference();
     let dir = tempfile::tempdir().unwrap();
     let images = [
         ("clean512", 0),
@@ -117,9 +112,7 @@ fn fixtures() {
 /// What our replay leaves, the reference must find no fault with beyond what the kernel's replay leaves.
 #[test]
 fn what_we_replayed_satisfies_the_reference() {
-    if !available() {
-        return;
-    }
+    need_reference();
     let dir = tempfile::tempdir().unwrap();
     for name in ["dirty1k", "dirty4k", "cluster2j-dirty"] {
         let unpack = |name: &str| {

@@ -460,7 +460,6 @@ fn change_everything(volume: &mut MemVolume, users: &BTreeMap<String, BlockAddr>
 }
 
 #[test]
-#[ignore = "needs the reference fsck.gfs2 (gfs2-utils)"]
 fn the_reference_checker_finds_nothing_wrong_with_our_changes() {
     for (name, seed) in [
         ("clean4k", None),
@@ -484,7 +483,7 @@ fn the_reference_checker_finds_nothing_wrong_with_our_changes() {
             .args(["-n", "-f"])
             .arg(&image)
             .output()
-            .expect("fsck.gfs2");
+            .expect("fsck.gfs2 of gfs2-utils; run tests/lab/setup.sh as root");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{name}: {}\n{text}", output.status);
     }

@@ -221,6 +221,29 @@ pub struct Rebuilt {
     pub manifest: Manifest,
 }
 
+/// A verb of a recipe on a disk of a running guest; what `make` makes stays mounted when it ends in a power cut.
+#[track_caller]
+pub fn recipe_in_guest(vm: &Vm, recipe: &str, verb: &str, node: &str, block_size: u32, argument: &str) {
+    if !vm.share().join("recipes").exists() {
+        share_recipes(vm);
+    }
+    let script = format!("bash /host/recipes/{recipe}.sh {verb} {node} {block_size} '{argument}'");
+    vm.check_for(&script, RECIPE_LIMIT);
+}
+
+/// The verb `fill` of a recipe, in a mounted folder of the host.
+#[track_caller]
+pub fn fill_here(recipe: &str, folder: &Path, block_size: u32, argument: &str) {
+    let script = checkout().join(format!("fixtures/recipes/{recipe}.sh"));
+    Host::new("env")
+        .arg(format!("MNT={}", folder.display()))
+        .arg("bash")
+        .arg(script)
+        .args(["fill", "", &block_size.to_string(), argument])
+        .limit(RECIPE_LIMIT)
+        .check();
+}
+
 fn share_recipes(vm: &Vm) {
     let from = checkout().join("fixtures/recipes");
     Host::new("cp")

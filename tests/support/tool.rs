@@ -7,11 +7,11 @@
 use super::manifest::Manifest;
 use super::vm::Vm;
 use super::walk;
-use super::workload::{Mix, Workload};
+use super::workload::Workload;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const VARIABLE: &str = "GFS2_LAB_TOOL";
@@ -26,9 +26,9 @@ fn work(job: &str) {
             let manifest = walk::walk(Path::new(root)).unwrap_or_else(|e| panic!("walk {root}: {e}"));
             std::fs::write(report, manifest.to_string()).unwrap_or_else(|e| panic!("{report}: {e}"));
         }
-        ["work", seed, from, to, root, progress] => {
+        ["work", recipe, from, to, root, progress] => {
             let number = |text: &str| text.parse::<usize>().unwrap_or_else(|e| panic!("{text}: {e}"));
-            let mut workload = Workload::new(number(seed) as u64, Mix::GFS2);
+            let mut workload = Workload::of_recipe(recipe);
             workload.imagine(number(from));
             let log = File::create(progress).unwrap_or_else(|e| panic!("{progress}: {e}"));
             while workload.at() < number(to) {
@@ -118,19 +118,20 @@ fn script(vm: &Vm, job: &[&str]) -> String {
     format!("export {VARIABLE}='{job}'\n{run}")
 }
 
-/// Goes on with a workload in the guest: what the real kernel does of it.
+/// Goes on with a workload in the guest, and in the model: what the real kernel does of it.
 #[track_caller]
-pub fn work_in_guest(vm: &Vm, seed: u64, from: usize, to: usize, root: &str) {
-    let (seed, from, to) = (seed.to_string(), from.to_string(), to.to_string());
-    let job = ["work", &seed, &from, &to, root, "/tmp/progress"];
+pub fn work_in_guest(vm: &Vm, workload: &mut Workload, to: usize, root: &str) {
+    let (from, until) = (workload.at().to_string(), to.to_string());
+    let job = ["work", &workload.recipe(), &from, &until, root, "/tmp/progress"];
     vm.check_for(&script(vm, &job), Duration::from_secs(900));
+    workload.imagine(to);
 }
 
 /// Starts a workload in the guest, cuts the power once it has done so many operations, and returns the number of
 /// the operation that may have been under way.
 #[track_caller]
-pub fn work_until_power_cut(mut vm: Vm, seed: u64, root: &str, at_least: usize) -> usize {
-    let job = ["work", &seed.to_string(), "0", "1000000", root, "/host/progress"];
+pub fn work_until_power_cut(mut vm: Vm, workload: &Workload, root: &str, at_least: usize) -> usize {
+    let job = ["work", &workload.recipe(), "0", "1000000", root, "/host/progress"];
     let id = vm.spawn(&script(&vm, &job));
     let end = Instant::now() + Duration::from_secs(600);
     let progress = |vm: &Vm| std::fs::read_to_string(vm.share().join("progress")).unwrap_or_default();
@@ -147,6 +148,78 @@ pub fn work_until_power_cut(mut vm: Vm, seed: u64, root: &str, at_least: usize) 
     }
     vm.cut();
     progress(&vm).parse::<usize>().expect("a number") + 1
+}
+
+/// A workload in a process of its own on this host.
+#[derive(Debug)]
+pub struct Worker {
+    child: Child,
+    progress: PathBuf,
+    said: PathBuf,
+}
+
+/// Starts a workload on a folder of the host; `dir` takes what it reports.
+#[track_caller]
+pub fn work_here(dir: &Path, workload: &Workload, root: &Path) -> Worker {
+    let (progress, said) = (dir.join("progress"), dir.join("said"));
+    let _ = std::fs::remove_file(&progress);
+    let report = progress.display().to_string();
+    let root = root.display().to_string();
+    let job = ["work", &workload.recipe(), "0", "1000000", &root, &report].join("\n");
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", &entry()])
+        .env(VARIABLE, job)
+        .stdout(File::create(&said).expect("a log file"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("this program");
+    Worker {
+        child,
+        progress,
+        said,
+    }
+}
+
+impl Worker {
+    /// How many operations it has done.
+    pub fn done(&self) -> usize {
+        let text = std::fs::read_to_string(&self.progress).unwrap_or_default();
+        text.parse().unwrap_or(0)
+    }
+
+    /// Waits until it has done so many; fails the test when it ends before.
+    #[track_caller]
+    pub fn wait_for(&mut self, at_least: usize) {
+        let end = Instant::now() + Duration::from_secs(300);
+        while self.done() < at_least {
+            if self.child.try_wait().expect("waiting for a child").is_some() {
+                let said = std::fs::read_to_string(&self.said).unwrap_or_default();
+                panic!("the workload ended at {}:\n{said}", self.done());
+            }
+            assert!(
+                Instant::now() < end,
+                "the workload came to {} only, not to {at_least}",
+                self.done()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// After its filesystem has gone: waits for its end, and returns the number of the operation that may have
+    /// been under way.
+    #[track_caller]
+    pub fn end(mut self) -> usize {
+        let status = self.child.wait().expect("waiting for a child");
+        assert!(!status.success(), "the workload came to its end");
+        self.done() + 1
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// The manifest of a folder in the guest.

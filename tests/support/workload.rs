@@ -172,6 +172,12 @@ impl Mix {
         fill: 300,
         sync: true,
     };
+
+    /// What our driver can do so far.
+    pub const DRIVER: Mix = Mix {
+        allocate: false,
+        ..Mix::GFS2
+    };
 }
 
 /// A workload and how far it has come.
@@ -200,6 +206,23 @@ impl Workload {
             queue: VecDeque::new(),
             at: 0,
         }
+    }
+
+    /// What makes this workload again at its start: seed, and whether to preallocate and punch.
+    pub fn recipe(&self) -> String {
+        let kind = if self.mix.allocate { "gfs2" } else { "driver" };
+        format!("{kind}:{}", self.seed)
+    }
+
+    /// The workload of a recipe.
+    pub fn of_recipe(recipe: &str) -> Workload {
+        let (kind, seed) = recipe.split_once(':').expect("KIND:SEED");
+        let mix = match kind {
+            "gfs2" => Mix::GFS2,
+            "driver" => Mix::DRIVER,
+            _ => panic!("no such mix: {kind}"),
+        };
+        Workload::new(seed.parse().expect("a seed"), mix)
     }
 
     /// The number of operations done.

@@ -272,14 +272,13 @@ fn eight_threads_on_two_nodes_see_each_others_writes() {
     run(true, 2, 8, 150);
 }
 
-/// Not a test of speed in CI: run with `--release -- --ignored --nocapture` to see the cost of a cached acquire.
+/// Asserts counts, never times; run with `--release -- --nocapture` to see the cost of a cached acquire.
 #[test]
-#[ignore = "a measurement"]
-fn cost_of_a_cached_acquire() {
+fn a_cached_acquire_is_always_a_hit() {
     let node = single();
     let glock = node.presence(GlockName::inode(1));
     drop(glock.acquire(Ex, NONE).unwrap());
-    const ROUNDS: u32 = 5_000_000;
+    const ROUNDS: u32 = 200_000;
     let start = std::time::Instant::now();
     for _ in 0..ROUNDS {
         drop(std::hint::black_box(glock.acquire(Sh, NONE).unwrap()));
@@ -289,7 +288,7 @@ fn cost_of_a_cached_acquire() {
         start.elapsed().as_nanos() / u128::from(ROUNDS)
     );
     assert_eq!(node.table.stats().hits, u64::from(ROUNDS));
-    for (what, new) in [("within", 60_000), ("over", 400_000)] {
+    for (what, new) in [("within", 20_000), ("over", 80_000)] {
         let start = std::time::Instant::now();
         for number in 0..new {
             drop(node.presence(GlockName::iopen(number)).acquire(Sh, NONE).unwrap());
