@@ -163,7 +163,11 @@ mod tests {
                     (false, false) => 0,
                 };
                 free += u32::from(want == 0);
-                assert_eq!(state(layout.geometry(), &bytes, n), want, "group {index} block {n}");
+                assert_eq!(
+                    state(layout.geometry(), &bytes, n),
+                    want,
+                    "group {index} block {n}"
+                );
             }
             let header: &Rgrp = gfs2_format::ondisk::view(&bytes, 0, layout.geometry().superblock()).unwrap();
             assert_eq!(header.free.get(), free);

@@ -7,11 +7,11 @@
 
 use crate::error::Result;
 use crate::inode::{Builder, Inode};
+use gfs2_format::InodeNum;
 use gfs2_format::geometry::MAX_DIR_DEPTH;
 use gfs2_format::ondisk::{
-    DINODE_SIZE, DIRENT_SIZE, Dirent, DinodeFlags, FileType, LEAF_SIZE, Leaf, MetaType, RawInum, name_hash,
+    DINODE_SIZE, DIRENT_SIZE, DinodeFlags, Dirent, FileType, LEAF_SIZE, Leaf, MetaType, RawInum, name_hash,
 };
-use gfs2_format::InodeNum;
 use zerocopy::{FromBytes, FromZeros};
 
 /// What an entry says.

@@ -215,10 +215,7 @@ mod tests {
                 let header: &LogHeader = view(block, 0, BlockAddr::new(0)).unwrap();
                 assert_eq!(header.sequence.get(), (250 + n as u64) % 300);
                 assert_eq!(header.blkno.get() as usize, n);
-                assert_eq!(
-                    header.addr.get(),
-                    1000 + (blocks.len() - 300) as u64 + n as u64
-                );
+                assert_eq!(header.addr.get(), 1000 + (blocks.len() - 300) as u64 + n as u64);
                 assert_eq!(header.hash.get(), log_header_hash(block));
                 assert_eq!(header.crc.get(), log_header_crc(block));
                 assert!(block[LOG_HEADER_SIZE..].iter().all(|b| *b == 0));
@@ -229,7 +226,13 @@ mod tests {
     /// Follows every pointer from the dinode: the log's blocks come out once each, in order.
     #[test]
     fn the_tree_leads_to_every_log_block_in_order() {
-        for (bsize, log, height) in [(512, 262_144, 4), (512, 16384, 3), (512, 35, 1), (1024, 12376, 3), (4096, 2048, 2)] {
+        for (bsize, log, height) in [
+            (512, 262_144, 4),
+            (512, 16384, 3),
+            (512, 35, 1),
+            (1024, 12376, 3),
+            (4096, 2048, 2),
+        ] {
             let (geometry, buf) = render(bsize, log, 0);
             let bs = geometry.block_len();
             let block = |addr: u64| &buf[(addr - 1000) as usize * bs..][..bs];
@@ -237,7 +240,11 @@ mod tests {
             assert_eq!(di.height.get(), height, "bs {bsize} log {log}");
             assert_eq!(di.blocks.get() as usize * bs, buf.len());
             let pointers = |addr: u64| {
-                let skip = if addr == 1000 { size_of::<Dinode>() } else { META_HEADER_SIZE };
+                let skip = if addr == 1000 {
+                    size_of::<Dinode>()
+                } else {
+                    META_HEADER_SIZE
+                };
                 block(addr)[skip..]
                     .chunks_exact(8)
                     .map(|p| u64::from_be_bytes(p.try_into().unwrap()))

@@ -225,7 +225,10 @@ impl Plan {
     /// What `sink` returns.
     pub fn system_blocks(&self, sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
         let tree = system::build(&self.layout, &self.spec, sink as &mut Sink<'_>)?;
-        assert_eq!(tree, self.tree, "the dry run decided the bitmaps and the superblock");
+        assert_eq!(
+            tree, self.tree,
+            "the dry run decided the bitmaps and the superblock"
+        );
         Ok(())
     }
 

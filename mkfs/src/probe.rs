@@ -137,7 +137,10 @@ impl Reader<'_> {
 
     /// `N` bytes, which must not straddle pages; `None` beyond the device's end.
     fn bytes<const N: usize>(&mut self, offset: u64) -> Result<Option<[u8; N]>> {
-        if offset.checked_add(N as u64).is_none_or(|end| end > self.device.size()) {
+        if offset
+            .checked_add(N as u64)
+            .is_none_or(|end| end > self.device.size())
+        {
             return Ok(None);
         }
         let at = (offset % PAGE) as usize;
@@ -267,7 +270,19 @@ mod tests {
 
     #[test]
     fn an_empty_device_is_empty_whatever_its_size() {
-        for size in [0, 1, 511, 512, 1000, 4096, 65536, 65537, 131_072, 1 << 20, (1 << 20) + 7] {
+        for size in [
+            0,
+            1,
+            511,
+            512,
+            1000,
+            4096,
+            65536,
+            65537,
+            131_072,
+            1 << 20,
+            (1 << 20) + 7,
+        ] {
             assert_eq!(found(size, &[]), None, "{size}");
         }
     }
@@ -287,10 +302,7 @@ mod tests {
         let named = |writes: &[(u64, &[u8])]| found(1 << 20, writes);
         assert_eq!(named(&[magic]), Some(Found::Filesystem("ext2")));
         assert_eq!(named(&[magic, journal]), Some(Found::Filesystem("ext3")));
-        assert_eq!(
-            named(&[magic, journal, extents]),
-            Some(Found::Filesystem("ext4"))
-        );
+        assert_eq!(named(&[magic, journal, extents]), Some(Found::Filesystem("ext4")));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::inode::{Builder, Inode, Sink};
 use crate::layout::Layout;
 use gfs2_format::ondisk::{
-    DinodeFlags, FileType, InumRange, META_HEADER_SIZE, MetaHeader, MetaType, Quota, RindexEntry, StatfsChange,
+    DinodeFlags, FileType, InumRange, META_HEADER_SIZE, MetaHeader, MetaType, Quota, RindexEntry,
+    StatfsChange,
 };
 use gfs2_format::{BlockAddr, FormalIno, InodeNum, Jid};
 use zerocopy::{FromZeros, IntoBytes};

@@ -215,10 +215,7 @@ fn large_volumes() {
 #[ignore = "takes minutes and eight gigabytes: cargo test -p gfs2-mkfs --test parity -- --ignored"]
 fn the_largest_volume_and_journals() {
     check(
-        &[
-            Case(16_383 * GIB, "-j 5 -J 32"),
-            Case(6 * GIB, "-J 1024 -j 4"),
-        ],
+        &[Case(16_383 * GIB, "-j 5 -J 32"), Case(6 * GIB, "-J 1024 -j 4")],
         Fsck::No,
     );
 }

@@ -42,8 +42,8 @@ struct Args {
     /// Don't ask for confirmation
     #[arg(short = 'O')]
     override_prompt: bool,
-    /// Specify extended options. See '-o help'.
-    #[arg(short = 'o', value_name = "key>[=<value>][,...]", action = ArgAction::Append, allow_hyphen_values = true)]
+    /// Extended options. The help is given apart: of a comment, the full stop at its end would be lost.
+    #[arg(help = "Specify extended options. See '-o help'.", short = 'o', value_name = "key>[=<value>][,...]", action = ArgAction::Append, allow_hyphen_values = true)]
     extended: Vec<OsString>,
     /// Name of the locking protocol
     #[arg(short = 'p', value_name = "name", allow_hyphen_values = true)]
@@ -80,7 +80,10 @@ pub(super) fn help() -> String {
     let mut text = format!("Usage:\nmkfs.gfs2 [options] <device> [size]\n\n{about}.\n\nOptions:\n");
     for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
         let takes_value = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
-        let value = arg.get_value_names().and_then(<[_]>::first).filter(|_| takes_value);
+        let value = arg
+            .get_value_names()
+            .and_then(<[_]>::first)
+            .filter(|_| takes_value);
         let value = match value {
             Some(name) if name.ends_with(']') => format!("<{name}"),
             Some(name) => format!("<{name}>"),
@@ -166,9 +169,7 @@ fn check_operands(operands: &[&OsStr]) -> Result<(), Failure> {
     match operands {
         [] | [_] => Ok(()),
         [_, size] if size.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) => Ok(()),
-        _ => Err(Failure::usage(
-            "More than one device specified (try -h for help)",
-        )),
+        _ => Err(Failure::usage("More than one device specified (try -h for help)")),
     }
 }
 
@@ -182,7 +183,11 @@ fn complaint(error: &clap::Error) -> String {
         Some(ContextValue::String(text)) => text.clone(),
         _ => String::new(),
     };
-    let letter = named.trim_start_matches('-').split(' ').next().unwrap_or_default();
+    let letter = named
+        .trim_start_matches('-')
+        .split(' ')
+        .next()
+        .unwrap_or_default();
     let what = if is_missing_value(error) {
         format!("option requires an argument -- '{letter}'")
     } else if named.starts_with("--") {

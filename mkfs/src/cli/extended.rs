@@ -60,7 +60,9 @@ impl Default for Extended {
 impl Extended {
     /// Takes one argument of `-o`. `block_size` is the unit of the suffix `b`, if `-b` came before.
     pub(super) fn take(&mut self, text: &str, block_size: Option<i64>) -> Result<Taken, Failure> {
-        let bsize = block_size.and_then(|bsize| u64::try_from(bsize).ok()).unwrap_or(4096);
+        let bsize = block_size
+            .and_then(|bsize| u64::try_from(bsize).ok())
+            .unwrap_or(4096);
         for option in text.split(',') {
             let mut parts = option.split('=');
             let key = parts.next().unwrap_or_default();
@@ -115,9 +117,7 @@ fn boolean(key: &str, value: Option<&str>) -> Result<bool, Failure> {
     match value {
         Some("0") => Ok(false),
         Some("1") => Ok(true),
-        _ => Err(Failure::usage(format!(
-            "Option '{key}' must be either 1 or 0"
-        ))),
+        _ => Err(Failure::usage(format!("Option '{key}' must be either 1 or 0"))),
     }
 }
 

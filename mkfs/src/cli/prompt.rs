@@ -32,7 +32,9 @@ fn answers() -> (String, String) {
         .iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
     match locale {
-        Some(name) if !(name == "C" || name == "POSIX" || name.starts_with("C.") || name.starts_with("en")) => {
+        Some(name)
+            if !(name == "C" || name == "POSIX" || name.starts_with("C.") || name.starts_with("en")) =>
+        {
             locale_answers().unwrap_or_else(plain)
         }
         _ => plain(),

@@ -41,7 +41,10 @@ impl Reporter {
     }
 
     pub(super) fn discarding(&self) {
-        self.start("Discarding device contents (may take a while on large devices): ", 1);
+        self.start(
+            "Discarding device contents (may take a while on large devices): ",
+            1,
+        );
     }
 
     pub(super) fn discarded(&self) {
@@ -49,7 +52,9 @@ impl Reporter {
     }
 
     fn part(&self) -> std::sync::MutexGuard<'_, Option<Part>> {
-        self.part.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.part
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn start(&self, label: &'static str, total: u64) {

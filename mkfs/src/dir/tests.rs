@@ -19,7 +19,10 @@ fn build(bsize: u32, entries: u64) -> (Layout, u64, Blocks) {
     let layout = Layout::new(&options, &Topology::of_size(1 << 30), &mut Vec::new()).unwrap();
     let mut blocks = Blocks::new();
     let mut sink = |addr, bytes: &[u8]| {
-        assert!(blocks.insert(addr, bytes.to_vec()).is_none(), "block {addr} twice");
+        assert!(
+            blocks.insert(addr, bytes.to_vec()).is_none(),
+            "block {addr} twice"
+        );
         Ok(())
     };
     let mut b = Builder {
@@ -86,7 +89,11 @@ fn entries_are_found_where_their_hash_says() {
             let block = blocks.get_mut(leaf_addr).unwrap();
             let leaf = *leaf_of(block);
             let slots = table.iter().filter(|slot| *slot == leaf_addr).count();
-            assert_eq!(slots, 1 << (di.depth.get() - leaf.depth.get()), "leaf {leaf_addr}");
+            assert_eq!(
+                slots,
+                1 << (di.depth.get() - leaf.depth.get()),
+                "leaf {leaf_addr}"
+            );
             let found = names(block, LEAF_SIZE);
             assert_eq!(found.len(), usize::from(leaf.entries.get()));
             for name in found {

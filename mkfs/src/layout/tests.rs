@@ -27,7 +27,11 @@ fn group_division_matches_the_vectors() {
     ];
     for (bsize, len, bitmaps, data) in vectors {
         let geometry = Geometry::new(bsize, 1 << 30).unwrap();
-        assert_eq!(divide(&geometry, len), Some((bitmaps, data)), "bs {bsize} len {len}");
+        assert_eq!(
+            divide(&geometry, len),
+            Some((bitmaps, data)),
+            "bs {bsize} len {len}"
+        );
     }
     let geometry = Geometry::new(4096, 1 << 30).unwrap();
     for len in 0..5 {

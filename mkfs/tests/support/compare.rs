@@ -246,11 +246,7 @@ fn compare_raw(theirs: &Volume, ours: &Volume, masks: &Masks, diff: &mut Differe
     const CHUNK: u64 = 1 << 20;
     let bs = volume_bs(theirs);
     let size = theirs.file.metadata().unwrap().len();
-    diff.equal(
-        "size of the image",
-        &size,
-        &ours.file.metadata().unwrap().len(),
-    );
+    diff.equal("size of the image", &size, &ours.file.metadata().unwrap().len());
     let mut chunks = BTreeSet::new();
     for volume in [theirs, ours] {
         for range in data_ranges(&volume.file, size) {

@@ -136,7 +136,10 @@ impl Volume {
                 addr = next;
             }
         }
-        let entries = leaves.values().flat_map(|leaf| records(leaf, LEAF_SIZE)).collect();
+        let entries = leaves
+            .values()
+            .flat_map(|leaf| records(leaf, LEAF_SIZE))
+            .collect();
         (entries, leaves)
     }
 
