@@ -215,6 +215,11 @@ impl Target {
                 mount.display()
             )));
         }
+        if device.identity().is_some_and(is_read_only) {
+            return Err(Failure::device(format!(
+                "{shown}: Read-only device: make it writable first (blockdev --setrw)"
+            )));
+        }
         if device.is_block_device() && device.size() == 0 {
             return Err(Failure::device(format!("Device '{shown}' is too small")));
         }
@@ -302,6 +307,14 @@ fn mounted_at(identity: Identity) -> Option<PathBuf> {
         let is_source = identity_of(Path::new(&mount.source)) == Some(identity);
         (is_source || loops.contains(&mount.device)).then(|| PathBuf::from(mount.point))
     })
+}
+
+/// A block device may be opened for writing all the same, and refuse the writes.
+fn is_read_only(identity: Identity) -> bool {
+    let Identity::Device { major, minor } = identity else {
+        return false;
+    };
+    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
 }
 
 /// Which device or file a path leads to.
