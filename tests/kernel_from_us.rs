@@ -12,10 +12,10 @@ use support::fixture::{fill_here, recipe_in_guest};
 use support::guest::Kernel;
 use support::host::{assert_fsck_clean, reference_mkfs, sparse};
 use support::manifest::Manifest;
-use support::tool::{walk_in_guest, work_in_guest};
+use support::tool::{Worker, walk_in_guest, work_here, work_in_guest};
 use support::vm::Vm;
 use support::walk::walk;
-use support::workload::{Mix, Workload};
+use support::workload::{Mix, Workload, seed};
 
 const OPTIONS: &str = "acl,noatime";
 
@@ -77,7 +77,7 @@ fn round_trip(vm: &Vm, case: Case) {
     let dir = support::scratch("from-us");
     let image = dir.path().join("volume.img");
     make(&image, case.maker, case.block_size);
-    let mut workload = Workload::new(case.seed, Mix::DRIVER);
+    let mut workload = Workload::new(seed(case.seed), Mix::DRIVER);
 
     let mount = Mount::new(&image, OPTIONS);
     let folder = mount.join("w");
@@ -162,6 +162,37 @@ fn empty_volume(dir: &Path, block_size: u32) -> String {
     seen.at("#statfs")["bfree"].clone()
 }
 
+/// Goal: nobody is in another's way. Method: several workloads at a time through our mount, each in a folder of its own;
+/// the kernel sees what their models have.
+#[track_caller]
+fn many_at_a_time(vm: &Vm, block_size: u32, seeds: [u64; 4], upto: usize) {
+    println!("{} workloads at a time, {block_size}", seeds.len());
+    let dir = support::scratch("from-us");
+    let image = dir.path().join("volume.img");
+    make(&image, Maker::Ours, block_size);
+    let mount = Mount::new(&image, OPTIONS);
+    let seeds = seeds.map(seed);
+    let workers = seeds.map(|seed| {
+        let folder = mount.join(seed.to_string());
+        std::fs::create_dir(&folder).expect("a folder");
+        std::fs::set_permissions(&folder, Permissions::from_mode(0o755)).expect("its mode");
+        work_here(dir.path(), &Workload::new(seed, Mix::DRIVER), upto, &folder)
+    });
+    workers.into_iter().for_each(Worker::finish);
+    let ours = unmount_and_look_again(mount, &image);
+    let disk = vm.attach(&image);
+    vm.check(&format!("mount -t gfs2 -o ro,acl,noatime {} /mnt", disk.node));
+    assert_same_view(&walk_in_guest(vm, "/mnt"), &ours);
+    for seed in seeds {
+        let mut workload = Workload::new(seed, Mix::DRIVER);
+        workload.imagine(upto);
+        workload.assert_seen_by_kernel(&walk_in_guest(vm, &format!("/mnt/{seed}")));
+    }
+    vm.check("umount /mnt");
+    vm.detach(disk);
+    vm.assert_kernel_content();
+}
+
 #[test]
 fn the_6_12_kernel_goes_on_where_we_stopped_and_we_where_it_did() {
     let vm = Vm::start(Kernel::V6_12, &[]);
@@ -181,6 +212,8 @@ fn the_6_12_kernel_goes_on_where_we_stopped_and_we_where_it_did() {
             },
         );
     }
+    many_at_a_time(&vm, 4096, [41, 42, 43, 44], 700);
+    many_at_a_time(&vm, 1024, [45, 46, 47, 48], 400);
 }
 
 #[test]

@@ -67,15 +67,19 @@ pub struct Node {
     pub xattrs: BTreeMap<String, Vec<u8>>,
     /// Its names: folder and name.
     pub names: Vec<(Id, Vec<u8>)>,
+    /// The operation that last changed what it holds or what is said of it.
+    changed_at: usize,
 }
 
 /// The whole tree.
 #[derive(Clone, Debug)]
 pub struct Model {
     nodes: Vec<Option<Node>>,
+    /// The operation under way.
+    now: usize,
     /// The operation that last made everything durable.
     synced_at: usize,
-    /// The operation that last made the namespace durable, and the bytes of the files synced by then.
+    /// The last operation known to be durable, but for the bytes of files not synced by then.
     pub committed_at: usize,
 }
 
@@ -167,6 +171,7 @@ impl Model {
         let root = Node::new(Kind::Dir(BTreeMap::new()), 0o755);
         Model {
             nodes: vec![Some(root)],
+            now: 0,
             synced_at: 0,
             committed_at: 0,
         }
@@ -278,6 +283,12 @@ impl Model {
 
     fn touch(&mut self, id: Id) {
         self.node_mut(id).mtime = None;
+        self.note(id);
+    }
+
+    fn note(&mut self, id: Id) {
+        let now = self.now;
+        self.node_mut(id).changed_at = now;
     }
 
     fn add(&mut self, dir: Id, name: &[u8], mut node: Node) -> Result<(), Errno> {
@@ -292,6 +303,7 @@ impl Model {
             }
         }
         node.names.push((dir, name.to_vec()));
+        node.changed_at = self.now;
         let id = self.nodes.len();
         self.nodes.push(Some(node));
         self.entries_mut(dir).insert(name.to_vec(), id);
@@ -314,6 +326,7 @@ impl Model {
 
     /// Does operation number `at`.
     pub fn apply(&mut self, op: &Op, at: usize) -> Result<(), Errno> {
+        self.now = at;
         match &op.call {
             Call::Create { dir, name, mode } => {
                 let content = Content {
@@ -378,8 +391,12 @@ impl Model {
     /// What cannot fail.
     fn apply_small(&mut self, op: &Op, at: usize) {
         match &op.call {
-            Call::Chmod { node, mode } => self.node_mut(*node).mode = *mode,
+            Call::Chmod { node, mode } => {
+                self.node_mut(*node).mode = *mode;
+                self.note(*node);
+            }
             Call::Chown { node, uid, gid } => {
+                self.note(*node);
                 let n = self.node_mut(*node);
                 (n.uid, n.gid) = (*uid, *gid);
                 if !matches!(n.kind, Kind::Dir(_) | Kind::Symlink(_)) {
@@ -402,15 +419,12 @@ impl Model {
         Ok(())
     }
 
-    /// A file with anything to sync commits what was done before it; a clean one may do nothing.
+    /// Makes durable what an inode holds, and what was done before it last changed: the log has one order. What was
+    /// done since on others may stay in memory.
     fn fsync(&mut self, node: Id, at: usize) {
-        let synced_at = self.synced_at;
+        self.committed_at = self.committed_at.max(self.node(node).changed_at);
         if let Kind::File(content) = &mut self.node_mut(node).kind {
-            let dirty = content.changed_at > content.synced_at.max(synced_at);
             content.synced_at = at;
-            if dirty {
-                self.committed_at = at;
-            }
         }
     }
 
@@ -504,6 +518,7 @@ impl Model {
             (Presence::Must, false) => Err(Errno::NODATA),
             _ => {
                 xattrs.insert(name.to_owned(), value.to_vec());
+                self.note(id);
                 Ok(())
             }
         }
@@ -595,6 +610,7 @@ impl Node {
             mtime: None,
             xattrs: BTreeMap::new(),
             names: Vec::new(),
+            changed_at: 0,
         }
     }
 }

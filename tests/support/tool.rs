@@ -158,14 +158,16 @@ pub struct Worker {
     said: PathBuf,
 }
 
-/// Starts a workload on a folder of the host; `dir` takes what it reports.
+/// Starts a workload, up to operation `to`, on a folder of the host; `dir` takes what it reports.
 #[track_caller]
-pub fn work_here(dir: &Path, workload: &Workload, root: &Path) -> Worker {
-    let (progress, said) = (dir.join("progress"), dir.join("said"));
-    let _ = std::fs::remove_file(&progress);
+pub fn work_here(dir: &Path, workload: &Workload, to: usize, root: &Path) -> Worker {
+    let name = workload.recipe();
+    let (progress, said) = (dir.join(format!("{name}.progress")), dir.join(format!("{name}.said")));
     let report = progress.display().to_string();
+    let (from, to) = (workload.at().to_string(), to.to_string());
     let root = root.display().to_string();
-    let job = ["work", &workload.recipe(), "0", "1000000", &root, &report].join("\n");
+    let job = ["work", &name, &from, &to, &root, &report].join("\n");
+    let _ = std::fs::remove_file(&progress);
     let child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", &entry()])
         .env(VARIABLE, job)
@@ -203,6 +205,14 @@ impl Worker {
             );
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Waits until it has done all; fails the test when it could not.
+    #[track_caller]
+    pub fn finish(mut self) {
+        let status = self.child.wait().expect("waiting for a child");
+        let said = std::fs::read_to_string(&self.said).unwrap_or_default();
+        assert!(status.success(), "the workload ended at {}:\n{said}", self.done());
     }
 
     /// After its filesystem has gone: waits for its end, and returns the number of the operation that may have

@@ -161,6 +161,8 @@ pub struct Mix {
     pub fill: usize,
     /// Whether to sync now and then.
     pub sync: bool,
+    /// Whether syncfs(2) reaches the filesystem.
+    pub syncfs: bool,
 }
 
 impl Mix {
@@ -171,13 +173,21 @@ impl Mix {
         offset_max: 6 << 30,
         fill: 300,
         sync: true,
+        syncfs: true,
     };
 
-    /// What our driver can do so far.
+    /// What our driver can do so far; syncfs(2) the kernel keeps from drivers in userspace.
     pub const DRIVER: Mix = Mix {
         allocate: false,
+        syncfs: false,
         ..Mix::GFS2
     };
+}
+
+/// The seed of a test's workload: itself, or another for every value of GFS2_SEED, to look further than once.
+pub fn seed(own: u64) -> u64 {
+    let more = std::env::var("GFS2_SEED").map_or(0, |text| text.parse().expect("GFS2_SEED: a number"));
+    own + 1000 * more
 }
 
 /// A workload and how far it has come.
@@ -677,10 +687,17 @@ impl Workload {
         let nodes = self
             .model
             .find(|n| matches!(n.kind, Kind::File(_) | Kind::Dir(_)));
-        match self.pick(&nodes) {
-            Some(node) if self.rng.u32(0..4) > 0 => Call::Fsync { node },
-            _ => Call::Syncfs,
+        let kind = self.rng.u32(0..8);
+        if kind < 2 && self.mix.syncfs {
+            return Call::Syncfs;
         }
+        if let (5.., Some(file)) = (kind, self.file()) {
+            // A file that was just written has everything done before it made durable.
+            self.queue.push_back(Call::Fsync { node: file });
+            return Call::Append { file, len: 9 };
+        }
+        let node = self.pick(&nodes).unwrap_or(ROOT);
+        Call::Fsync { node }
     }
 
     /// Fills a folder with many names, or empties one: operations of their own, one name each.
