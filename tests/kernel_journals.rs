@@ -73,7 +73,8 @@ fn assert_same_replay(kernel: &Path, ours: &Path) -> (usize, usize) {
     for at in (0..len).step_by(1 << 20) {
         let want = usize::try_from(len - at).map_or(1 << 20, |rest| rest.min(1 << 20));
         for (file, buffer) in files.iter().zip(&mut buffers) {
-            file.read_exact_at(&mut buffer[..want], at).expect("reading an image");
+            file.read_exact_at(&mut buffer[..want], at)
+                .expect("reading an image");
         }
         let [a, b] = &mut buffers;
         let blocks = a[..want]
@@ -172,10 +173,11 @@ fn replay_both(vm: &Vm, dir: &Path, image: &Path, cuts: &[Cut]) -> (PathBuf, Rep
         assert_eq!(cut.assert_survived(&see(&mount.join(&cut.folder))), found);
     }
     mount.unmount();
-    kernel
-        .with_devices_of(&ours)
-        .without(&["flags"])
-        .assert_same("kernel", &ours.without(&["flags"]), "ours");
+    kernel.with_devices_of(&ours).without(&["flags"]).assert_same(
+        "kernel",
+        &ours.without(&["flags"]),
+        "ours",
+    );
     assert_same_replay(&copy, image);
     (copy, replayed[0].clone())
 }
@@ -195,7 +197,12 @@ fn the_kernel_works_on(vm: &Vm, copy: &Path, seed: u64) {
     vm.assert_kernel_content();
     let ran = reference_fsck(copy);
     println!("fsck.gfs2 -n after the kernel: {}", ran.rc);
-    assert!([0, 4].contains(&ran.rc), "fsck.gfs2 -n exited with {}:\n{}", ran.rc, ran.output);
+    assert!(
+        [0, 4].contains(&ran.rc),
+        "fsck.gfs2 -n exited with {}:\n{}",
+        ran.rc,
+        ran.output
+    );
     Mount::new(copy, "noatime").unmount();
     assert_fsck_clean(copy);
 }
@@ -256,7 +263,11 @@ fn killed_in_the_middle(vm: &Vm, block_size: u32, rounds: &[(&[u64], usize)]) {
                 let folder = format!("w{own}");
                 let worker = work_here(dir.path(), &workload, 1_000_000, &durable_folder(&mount, &folder));
                 let last = 0;
-                let cut = Cut { folder, workload, last };
+                let cut = Cut {
+                    folder,
+                    workload,
+                    last,
+                };
                 (cut, worker)
             })
             .collect();
@@ -276,7 +287,11 @@ fn killed_in_the_middle(vm: &Vm, block_size: u32, rounds: &[(&[u64], usize)]) {
 
         let mount = Mount::new(&image, "acl,noatime");
         for (folder, before) in &known {
-            before.assert_same(folder, &without_totals(&see(&mount.join(folder))), "a round later");
+            before.assert_same(
+                folder,
+                &without_totals(&see(&mount.join(folder))),
+                "a round later",
+            );
         }
         known.extend(cuts.into_iter().map(|cut| {
             let seen = without_totals(&see(&mount.join(&cut.folder)));

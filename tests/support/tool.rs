@@ -162,7 +162,10 @@ pub struct Worker {
 #[track_caller]
 pub fn work_here(dir: &Path, workload: &Workload, to: usize, root: &Path) -> Worker {
     let name = workload.recipe();
-    let (progress, said) = (dir.join(format!("{name}.progress")), dir.join(format!("{name}.said")));
+    let (progress, said) = (
+        dir.join(format!("{name}.progress")),
+        dir.join(format!("{name}.said")),
+    );
     let report = progress.display().to_string();
     let (from, to) = (workload.at().to_string(), to.to_string());
     let root = root.display().to_string();
