@@ -107,6 +107,17 @@ fn a_read_only_device_is_read_when_clean_and_refused_when_dirty() {
     let image = dirty_volume(dir.path());
     let device = Loop::attach(&image);
     let set = |flag: &str| Host::new("blockdev").arg(flag).arg(device.device()).check();
+    // A loop device stays read-only for its next user too: whatever happens below, it is given back writable.
+    struct Writable<'a>(&'a Loop);
+    impl Drop for Writable<'_> {
+        fn drop(&mut self) {
+            let _ = Command::new("blockdev")
+                .arg("--setrw")
+                .arg(self.0.device())
+                .status();
+        }
+    }
+    let _writable = Writable(&device);
     set("--setro");
     let (code, text) = Mount::try_new(device.device(), "").unwrap_err();
     assert_eq!(code, 32);
