@@ -107,6 +107,17 @@ fn a_read_only_device_is_read_when_clean_and_refused_when_dirty() {
     let image = dirty_volume(dir.path());
     let device = Loop::attach(&image);
     let set = |flag: &str| Host::new("blockdev").arg(flag).arg(device.device()).check();
+    // A loop device stays read-only for its next user too: whatever happens below, it is given back writable.
+    struct Writable<'a>(&'a Loop);
+    impl Drop for Writable<'_> {
+        fn drop(&mut self) {
+            let _ = Command::new("blockdev")
+                .arg("--setrw")
+                .arg(self.0.device())
+                .status();
+        }
+    }
+    let _writable = Writable(&device);
     set("--setro");
     let (code, text) = Mount::try_new(device.device(), "").unwrap_err();
     assert_eq!(code, 32);
@@ -182,15 +193,16 @@ fn an_open_unlinked_file_of_a_crash_is_deallocated_at_the_next_mount() {
     let dir = support::scratch("modes");
     let image = volume(dir.path());
     let mount = Mount::new(&image, "");
-    let open = File::create(mount.join("ghost")).unwrap();
+    let open = File::create_new(mount.join("ghost")).unwrap();
+    let reader = File::open(mount.join("ghost")).unwrap();
     open.write_all_at(&vec![7; 3 << 20], 0).unwrap();
     fs::remove_file(mount.join("ghost")).unwrap();
     open.sync_all().unwrap();
     let mut still = vec![0; 5];
-    open.read_exact_at(&mut still, 1 << 20).unwrap();
+    reader.read_exact_at(&mut still, 1 << 20).unwrap();
     assert_eq!(still, [7; 5], "an unlinked file is readable while open");
     mount.crash();
-    drop(open);
+    drop((open, reader));
     let mount = Mount::new(&image, "");
     mount.unmount();
     // The scan for orphans may have been cut short by the unmount; a second mount has the time it needs.
@@ -236,6 +248,7 @@ fn direct_io_agrees_with_read_and_write() {
         "a buffered write is seen by a direct read"
     );
     assert_eq!(fs::metadata(&path).unwrap().len(), 3 * 4096 + 17);
+    drop((direct, buffered));
     mount.unmount();
     assert_fsck_clean(&image);
 }

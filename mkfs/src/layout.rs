@@ -368,11 +368,11 @@ fn choose_alignment(options: &Options, topology: &Topology, bsize: u32) -> Resul
         return Ok(Alignment::default());
     }
     if let Some(stripe) = options.stripe {
-        if stripe.unit == 0 || stripe.unit % bs != 0 {
+        if stripe.unit == 0 || !stripe.unit.is_multiple_of(bs) {
             let unit = stripe.unit;
             return Err(Error::StripeUnit { unit, bsize });
         }
-        if stripe.width % stripe.unit != 0 {
+        if !stripe.width.is_multiple_of(stripe.unit) {
             return Err(Error::StripeWidth {
                 width: stripe.width,
                 unit: stripe.unit,
@@ -386,7 +386,7 @@ fn choose_alignment(options: &Options, topology: &Topology, bsize: u32) -> Resul
     let physical = limits.physical_sector;
     if limits.optimal_io <= physical
         || limits.minimum_io <= physical
-        || limits.optimal_io % limits.minimum_io != 0
+        || !limits.optimal_io.is_multiple_of(limits.minimum_io)
     {
         // No stripes, or values that cannot be stripes.
         return Ok(Alignment::default());
@@ -395,7 +395,7 @@ fn choose_alignment(options: &Options, topology: &Topology, bsize: u32) -> Resul
         width: limits.optimal_io / bs,
         offset: limits.minimum_io / bs,
     };
-    if alignment.offset != 0 && alignment.width % alignment.offset != 0 {
+    if alignment.offset != 0 && !alignment.width.is_multiple_of(alignment.offset) {
         let (width, unit) = (limits.optimal_io, limits.minimum_io);
         return Err(Error::StripeWidth { width, unit });
     }

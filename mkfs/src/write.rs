@@ -1,13 +1,13 @@
 //! Writes a plan to a device: large coalesced writes, from several threads, the superblock last.
 //!
-//! Invariants: the old superblock is wiped before anything else is written; the new one is written when everything
-//! else is durable. Memory is bounded: one buffer per thread. After the first error no new write is started.
+//! Invariants: nothing is written before the old superblock is durably gone; the new one is written when everything else
+//! is durable. Memory is bounded: one buffer per thread. After the first error no new write is started.
 
 use crate::bitmap::RgrpBuffer;
 use crate::error::{Error, Result};
 use crate::journal::HeaderCrc;
 use crate::plan::Plan;
-use gfs2_format::device::BlockDevice;
+use gfs2_format::device::{AlignedBuf, BlockDevice, Identity};
 use gfs2_format::geometry::SUPERBLOCK_OFFSET;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const CHUNK: usize = 1 << 20;
 /// Groups a thread renders at a time.
 const RGRPS_AT_ONCE: u64 = 64;
-/// More threads than this gain nothing: the device is busy.
-const MAX_THREADS: usize = 8;
+/// Writes under way at a time: enough to keep a device busy, whatever the number of processors.
+const THREADS: usize = 4;
 
 /// The parts of the work, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +80,16 @@ pub fn write_plan(device: &dyn BlockDevice, plan: &Plan, progress: &dyn Progress
     Ok(())
 }
 
-/// Zeroes what is before the superblock, the superblock itself, and the gap up to the first group.
+/// Zeroes what is before the first group. What another filesystem is known by goes first, and is gone for good before
+/// anything else is touched.
 fn wipe(device: &dyn BlockDevice, plan: &Plan) -> Result<()> {
+    let mut old = vec![0; SUPERBLOCK_OFFSET as usize + plan.geometry().block_len()];
+    device.read_at(0, &mut old)?;
+    if old.iter().any(|byte| *byte != 0) {
+        old.fill(0);
+        device.write_at(0, &old)?;
+        device.flush()?;
+    }
     let first = plan.layout().rgrp(0).map_or(0, |rgrp| rgrp.addr);
     zero(device, 0, first << plan.geometry().bsize_shift())
 }
@@ -101,6 +109,7 @@ fn zero(device: &dyn BlockDevice, start: u64, end: u64) -> Result<()> {
 
 /// Runs `work(state, item)` for every item on several threads, each with a state of its own; stops at the first error.
 fn for_each<S>(
+    threads: usize,
     items: u64,
     state: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, u64) -> Result<()> + Sync,
@@ -120,10 +129,7 @@ fn for_each<S>(
             }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = threads
-        .min(MAX_THREADS)
-        .min(usize::try_from(items).unwrap_or(MAX_THREADS));
+    let threads = threads.min(usize::try_from(items).unwrap_or(threads));
     std::thread::scope(|scope| {
         for n in 1..threads {
             // Where no thread can be started, the ones there are do the work.
@@ -139,29 +145,38 @@ fn for_each<S>(
     }
 }
 
+/// Journals are cut where the device's offsets are multiples of the chunk, so that nearly all of what is written can
+/// bypass the page cache.
 fn write_journals(device: &dyn BlockDevice, plan: &Plan, progress: &dyn Progress) -> Result<()> {
-    let geometry = plan.geometry();
-    let shift = geometry.bsize_shift();
-    let crc = HeaderCrc::new(geometry);
-    let per_chunk = (CHUNK >> shift) as u64;
-    let chunks = plan.layout().journal_file().div_ceil(per_chunk);
+    let layout = plan.layout();
+    let shift = plan.geometry().bsize_shift();
+    let crc = HeaderCrc::new(plan.geometry());
+    let chunk = (CHUNK >> shift) as u64;
+    // However a journal lies, it touches at most this many chunks.
+    let chunks = layout.journal_file().div_ceil(chunk) + 1;
     // A buffer, and whether all of it holds log headers from the last time.
-    let state = || (vec![0; CHUNK], false);
+    let state = || (AlignedBuf::zeroed(CHUNK), false);
+    let (threads, _) = threads(device);
     for_each(
-        plan.layout().journals() * chunks,
+        threads,
+        layout.journals() * chunks,
         state,
         |(buf, holds_log), item| {
-            let (jid, chunk) = (item / chunks, item % chunks);
-            let (Some(journal), Some(rgrp)) = (plan.journal(&crc, jid), plan.layout().rgrp(jid)) else {
+            let (jid, part) = (item / chunks, item % chunks);
+            let (Some(journal), Some(rgrp)) = (plan.journal(&crc, jid), layout.rgrp(jid)) else {
                 return Ok(());
             };
-            let from = chunk * per_chunk;
-            let count = per_chunk.min(journal.blocks() - from);
-            let bytes = &mut buf[..(count << shift) as usize];
-            journal.render(from, bytes, *holds_log);
-            *holds_log = journal.is_log(from) && (*holds_log || count == per_chunk);
-            device.write_at((rgrp.data0 + from) << shift, bytes)?;
-            if chunk + 1 == chunks {
+            let end = rgrp.data0 + journal.blocks();
+            let cut = |part: u64| (rgrp.data0 / chunk + part) * chunk;
+            let (from, to) = (cut(part).max(rgrp.data0), cut(part + 1).min(end));
+            if from < to {
+                let bytes = &mut buf[..((to - from) << shift) as usize];
+                let position = from - rgrp.data0;
+                journal.render(position, bytes, *holds_log);
+                *holds_log = journal.is_log(position) && (*holds_log || bytes.len() == CHUNK);
+                device.write_at(from << shift, bytes)?;
+            }
+            if part + 1 == chunks {
                 progress.advance(1);
             }
             Ok(())
@@ -169,18 +184,33 @@ fn write_journals(device: &dyn BlockDevice, plan: &Plan, progress: &dyn Progress
     )
 }
 
+/// Threads for large writes and for small ones. Writers of one file wait for each other, and burn time while they do;
+/// those of a block device do not.
+fn threads(device: &dyn BlockDevice) -> (usize, usize) {
+    match device.identity() {
+        Some(Identity::File { .. }) => (2, 1),
+        _ => (THREADS, THREADS),
+    }
+}
+
 fn write_rgrps(device: &dyn BlockDevice, plan: &Plan, progress: &dyn Progress) -> Result<()> {
     let total = plan.layout().rgrps();
     let state = || (RgrpBuffer::new(plan.geometry()), Vec::new());
-    for_each(total.div_ceil(RGRPS_AT_ONCE), state, |(buffer, joined), item| {
-        let first = item * RGRPS_AT_ONCE;
-        let end = (first + RGRPS_AT_ONCE).min(total);
-        for index in first..end {
-            write_rgrp(device, plan, index, buffer, joined)?;
-        }
-        progress.advance(end - first);
-        Ok(())
-    })
+    let (_, threads) = threads(device);
+    for_each(
+        threads,
+        total.div_ceil(RGRPS_AT_ONCE),
+        state,
+        |(buffer, joined), item| {
+            let first = item * RGRPS_AT_ONCE;
+            let end = (first + RGRPS_AT_ONCE).min(total);
+            for index in first..end {
+                write_rgrp(device, plan, index, buffer, joined)?;
+            }
+            progress.advance(end - first);
+            Ok(())
+        },
+    )
 }
 
 /// Writes one group's header and bitmaps, together with the few zeroed blocks around them.
@@ -280,3 +310,6 @@ fn write_system(device: &dyn BlockDevice, plan: &Plan) -> Result<()> {
     plan.system_blocks(&mut |addr, block| window.add(addr, block))?;
     window.flush()
 }
+
+#[cfg(test)]
+mod tests;

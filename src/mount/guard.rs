@@ -124,6 +124,8 @@ impl DeviceGuard {
             }
             (_, opened) => (opened?, want_write),
         };
+        // Linux lets a read-only block device be opened for writing and fails the writes.
+        let writable = writable && !(is_block && is_set_read_only(device));
         let lock = if exclusive {
             FlockOperation::NonBlockingLockExclusive
         } else {
@@ -159,6 +161,15 @@ pub fn wait_released(device: &Path, patience: Duration) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// What the kernel says of a block device (`blockdev --getro`); when it says nothing, writes will tell.
+fn is_set_read_only(device: &Path) -> bool {
+    let Ok(meta) = std::fs::metadata(device) else {
+        return false;
+    };
+    let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
 }
 
 fn is_busy(error: &io::Error) -> bool {

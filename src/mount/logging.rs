@@ -1,7 +1,9 @@
-//! Where the log goes: standard error in the foreground, the system log (`/dev/log`) in the background.
+//! Where the log goes: standard error in the foreground, the system log (`/dev/log`) in the background, and the
+//! kernel's (`/dev/kmsg`), where GFS2's own driver logs too, on a machine without one.
 //!
 //! `FUSE_GFS2_LOG` filters (tracing's syntax, default `info`).
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use tracing_subscriber::EnvFilter;
@@ -27,23 +29,34 @@ pub fn start(foreground: bool) {
     };
 }
 
-/// Writes each event as one datagram to `/dev/log`; without a system log, to standard error.
+/// Writes each event as one message. The helper's standard error belongs to the user: one line, if anything is wrong.
 #[derive(Debug, Default)]
 struct Syslog {
-    socket: std::sync::OnceLock<Option<UnixDatagram>>,
+    sink: std::sync::OnceLock<Sink>,
 }
 
-impl Syslog {
-    fn socket(&self) -> Option<&UnixDatagram> {
-        self.socket
-            .get_or_init(|| {
-                let socket = UnixDatagram::unbound().ok()?;
-                socket.connect("/dev/log").ok()?;
-                // A stuck log daemon must not stop a filesystem.
-                socket.set_nonblocking(true).ok()?;
-                Some(socket)
-            })
-            .as_ref()
+#[derive(Debug)]
+enum Sink {
+    Socket(UnixDatagram),
+    Kernel(File),
+    Nowhere,
+}
+
+impl Sink {
+    fn open() -> Self {
+        let socket = UnixDatagram::unbound().and_then(|socket| {
+            socket.connect("/dev/log")?;
+            // A stuck log daemon must not stop a filesystem.
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        });
+        match socket {
+            Ok(socket) => Self::Socket(socket),
+            Err(_) => File::options()
+                .write(true)
+                .open("/dev/kmsg")
+                .map_or(Self::Nowhere, Self::Kernel),
+        }
     }
 }
 
@@ -52,27 +65,26 @@ impl<'a> MakeWriter<'a> for Syslog {
 
     fn make_writer(&'a self) -> Line<'a> {
         Line {
-            socket: self.socket(),
+            sink: self.sink.get_or_init(Sink::open),
         }
     }
 }
 
 /// One event on its way.
 struct Line<'a> {
-    socket: Option<&'a UnixDatagram>,
+    sink: &'a Sink,
 }
 
 impl Write for Line<'_> {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        match self.socket {
-            Some(socket) => {
-                let head = format!("{PRIORITY}fuse-gfs2[{}]: ", std::process::id());
-                let mut datagram = head.into_bytes();
-                datagram.extend_from_slice(text.trim_ascii_end());
-                // A full socket drops the line; blocking here would block the filesystem.
-                let _ = socket.send(&datagram);
-            }
-            None => io::stderr().write_all(text)?,
+        let head = format!("{PRIORITY}fuse-gfs2[{}]: ", std::process::id());
+        let mut message = head.into_bytes();
+        message.extend_from_slice(text.trim_ascii());
+        // A full log drops the line; blocking here would block the filesystem.
+        match self.sink {
+            Sink::Socket(socket) => drop(socket.send(&message)),
+            Sink::Kernel(file) => drop((&*file).write(&message)),
+            Sink::Nowhere => {}
         }
         Ok(text.len())
     }

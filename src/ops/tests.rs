@@ -1,6 +1,7 @@
 //! The verbs over a volume in memory. Every test ends with the reference checker finding nothing.
 
 mod basic;
+mod crash;
 mod model;
 mod rig;
 mod space;

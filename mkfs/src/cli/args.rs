@@ -42,8 +42,8 @@ struct Args {
     /// Don't ask for confirmation
     #[arg(short = 'O')]
     override_prompt: bool,
-    /// Specify extended options. See '-o help'.
-    #[arg(short = 'o', value_name = "key>[=<value>][,...]", action = ArgAction::Append, allow_hyphen_values = true)]
+    /// Extended options. The help is given apart: of a comment, the full stop at its end would be lost.
+    #[arg(help = "Specify extended options. See '-o help'.", short = 'o', value_name = "key>[=<value>][,...]", action = ArgAction::Append, allow_hyphen_values = true)]
     extended: Vec<OsString>,
     /// Name of the locking protocol
     #[arg(short = 'p', value_name = "name", allow_hyphen_values = true)]

@@ -6,17 +6,185 @@
 use super::Failure;
 use crate::error::Error;
 use crate::probe::{Found, probe};
-use gfs2_format::device::{BlockDevice, FileDevice, Identity, OpenOptions};
+use gfs2_format::device::{BlockDevice, FileDevice, Identity, OpenOptions, Topology};
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Writes of at least this many bytes bypass the page cache where they can: it would only copy them.
+const DIRECT_FROM: usize = 256 << 10;
+/// Files of at least this many bytes get blocks reserved before small writes: they have a thousand resource groups.
+const RESERVE_FROM: u64 = 256 << 30;
+/// What direct writes must be multiples of on any device, in bytes.
+const DIRECT_UNIT: u64 = 4096;
+
+/// A device with two ways to it: through the page cache for what is small and scattered, past it for the rest.
+///
+/// Both lead to one inode, so that a flush of one is a flush of both; nothing is written twice, by one way and then the
+/// other, within a page.
+///
+/// Before a small write to a large file its blocks are reserved. Left to delayed allocation, the filesystem below may
+/// look for a large free area around each of the many small ones, for minutes.
+#[derive(Debug)]
+pub(super) struct TwoWays {
+    cached: FileDevice,
+    direct: Option<FileDevice>,
+    /// The file to reserve blocks of; `None` for block devices.
+    sparse: Option<File>,
+    /// Does its filesystem reserve blocks?
+    reserves: AtomicBool,
+    /// The file was one hole when it was opened: it reads as zeroes where nothing is written.
+    hole: bool,
+}
+
+/// What is left of a write to a page-aligned hole, when the zeroes it begins and ends with are left out.
+///
+/// Every block is written once at most with anything but zeroes, so that none of them would undo an earlier write.
+fn without_zeroes(mut offset: u64, mut buf: &[u8]) -> (u64, &[u8]) {
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    while !buf.is_empty() {
+        let page = (DIRECT_UNIT - offset % DIRECT_UNIT).min(buf.len() as u64) as usize;
+        let (first, rest) = buf.split_at(page);
+        if !is_zero(first) {
+            break;
+        }
+        offset += page as u64;
+        buf = rest;
+    }
+    while !buf.is_empty() {
+        let end = offset + buf.len() as u64;
+        let start = ((end - 1) & !(DIRECT_UNIT - 1)).max(offset);
+        let (rest, last) = buf.split_at((start - offset) as usize);
+        if !is_zero(last) {
+            break;
+        }
+        buf = rest;
+    }
+    (offset, buf)
+}
+
+impl TwoWays {
+    fn new(cached: FileDevice, path: &Path) -> Self {
+        let direct = OpenOptions::new()
+            .direct(true)
+            .open(path)
+            .ok()
+            .filter(|direct| direct.is_direct() && direct.identity() == cached.identity());
+        let sparse = File::options()
+            .write(true)
+            .open(path)
+            .ok()
+            .filter(|_| !cached.is_block_device() && cached.size() >= RESERVE_FROM)
+            .filter(|file| {
+                file.metadata()
+                    .is_ok_and(|m| identity_by(&m) == cached.identity())
+            });
+        let hole = File::open(path)
+            .ok()
+            .filter(|_| !cached.is_block_device())
+            .filter(|file| {
+                file.metadata()
+                    .is_ok_and(|m| identity_by(&m) == cached.identity())
+            })
+            .is_some_and(|file| rustix::fs::seek(file, SeekFrom::Data(0)) == Err(Errno::NXIO));
+        Self {
+            cached,
+            direct,
+            sparse,
+            reserves: AtomicBool::new(true),
+            hole,
+        }
+    }
+
+    /// Reserves the blocks of a range.
+    fn reserve(&self, offset: u64, len: u64) -> Result<(), gfs2_format::Error> {
+        let Some(file) = &self.sparse else {
+            return Ok(());
+        };
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.size());
+        if !fits || !self.reserves.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, len) {
+            Ok(()) | Err(Errno::INTR) => Ok(()),
+            Err(Errno::NOSPC) => {
+                let error = std::io::Error::from(Errno::NOSPC);
+                Err(gfs2_format::Error::io("write", offset, len, error))
+            }
+            Err(_) => {
+                self.reserves.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// The way past the page cache, for a write that it suits.
+    fn direct_way(&self, offset: u64, len: usize) -> Option<&FileDevice> {
+        let suits = len >= DIRECT_FROM && (offset | len as u64).is_multiple_of(DIRECT_UNIT);
+        self.direct.as_ref().filter(|_| suits)
+    }
+}
+
+impl BlockDevice for TwoWays {
+    fn size(&self) -> u64 {
+        self.cached.size()
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.cached.sector_size()
+    }
+
+    fn topology(&self) -> Topology {
+        self.cached.topology()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.cached.identity()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), gfs2_format::Error> {
+        self.cached.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<(), gfs2_format::Error> {
+        let (offset, buf) = if self.hole {
+            without_zeroes(offset, buf)
+        } else {
+            (offset, buf)
+        };
+        if buf.is_empty() {
+            return Ok(());
+        }
+        if let Some(direct) = self.direct_way(offset, buf.len()) {
+            return direct.write_at(offset, buf);
+        }
+        self.reserve(offset, buf.len() as u64)?;
+        self.cached.write_at(offset, buf)
+    }
+
+    fn write_fua(&self, offset: u64, buf: &[u8]) -> Result<(), gfs2_format::Error> {
+        self.cached.write_fua(offset, buf)
+    }
+
+    fn flush(&self) -> Result<(), gfs2_format::Error> {
+        self.cached.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<bool, gfs2_format::Error> {
+        self.cached.discard(offset, len)
+    }
+}
 
 /// An opened device.
 #[derive(Debug)]
 pub(super) struct Target {
     path: PathBuf,
-    device: FileDevice,
+    device: TwoWays,
     real: Option<PathBuf>,
 }
 
@@ -47,6 +215,11 @@ impl Target {
                 mount.display()
             )));
         }
+        if device.identity().is_some_and(is_read_only) {
+            return Err(Failure::device(format!(
+                "{shown}: Read-only device: make it writable first (blockdev --setrw)"
+            )));
+        }
         if device.is_block_device() && device.size() == 0 {
             return Err(Failure::device(format!("Device '{shown}' is too small")));
         }
@@ -54,17 +227,17 @@ impl Target {
         let real = is_link.then(|| std::fs::canonicalize(path).ok()).flatten();
         Ok(Self {
             path: path.to_owned(),
-            device,
+            device: TwoWays::new(device, path),
             real,
         })
     }
 
-    pub(super) fn device(&self) -> &FileDevice {
+    pub(super) fn device(&self) -> &TwoWays {
         &self.device
     }
 
     pub(super) fn is_block_device(&self) -> bool {
-        self.device.is_block_device()
+        self.device.cached.is_block_device()
     }
 
     /// What is on it already.
@@ -136,12 +309,23 @@ fn mounted_at(identity: Identity) -> Option<PathBuf> {
     })
 }
 
+/// A block device may be opened for writing all the same, and refuse the writes.
+fn is_read_only(identity: Identity) -> bool {
+    let Identity::Device { major, minor } = identity else {
+        return false;
+    };
+    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
+}
+
 /// Which device or file a path leads to.
 fn identity_of(path: &Path) -> Option<Identity> {
     if !path.is_absolute() {
         return None;
     }
-    let metadata = std::fs::metadata(path).ok()?;
+    identity_by(&std::fs::metadata(path).ok()?)
+}
+
+fn identity_by(metadata: &std::fs::Metadata) -> Option<Identity> {
     let split = |dev: u64| (rustix::fs::major(dev), rustix::fs::minor(dev));
     if metadata.file_type().is_block_device() {
         let (major, minor) = split(metadata.rdev());
@@ -225,6 +409,21 @@ fn unescape(field: &[u8]) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeroes_around_a_write_are_left_out_by_whole_pages() {
+        let mut bytes = vec![0; 5 * 4096];
+        assert_eq!(without_zeroes(4096, &bytes).1, b"");
+        assert_eq!(without_zeroes(100, &bytes).1, b"");
+        bytes[2 * 4096 + 7] = 1;
+        let (offset, rest) = without_zeroes(8192, &bytes);
+        assert_eq!((offset, rest.len(), rest[7]), (4 * 4096, 4096, 1));
+        let (offset, rest) = without_zeroes(8192 - 512, &bytes);
+        assert_eq!((offset, rest.len(), rest[519 + 4096 - 1024]), (3 * 4096, 4096, 1));
+        bytes[0] = 1;
+        bytes[5 * 4096 - 1] = 1;
+        assert_eq!(without_zeroes(3, &bytes), (3, bytes.as_slice()));
+    }
 
     #[test]
     fn mount_lines_give_device_point_and_source() {

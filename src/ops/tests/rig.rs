@@ -9,6 +9,7 @@ use crate::health::Health;
 use crate::journal::{Journal, JournalConfig, LogDaemon};
 use crate::ops::types::{Attr, Caller};
 use crate::ops::{Entry, Fs, FsConfig, FsOptions, OpenFlags};
+use crate::recovery::{Access, recover_all};
 use dlm_client::{Dlm, JoinOptions, Leave, LocalDlm};
 use gfs2_format::device::{BlockDevice, MemDevice};
 use gfs2_format::volume::Volume;
@@ -104,6 +105,9 @@ pub(super) fn mount_with(device: &Arc<dyn BlockDevice>, dlm: &LocalDlm, jid: u32
     ));
     let (space, queue) = dlm.join("fs", &JoinOptions::default()).unwrap();
     let glocks = Arc::new(GlockTable::new(space, queue, TableOptions::default()).unwrap());
+    if jid == 0 {
+        recover_all(&cache, &volume, Jid::new(0), Access::ReadWrite).unwrap();
+    }
     let own = volume.journal(Jid::new(jid)).unwrap().clone();
     let statfs_change = own.statfs_change.unwrap();
     let statfs_glock = GlockName::inode(statfs_change.get());

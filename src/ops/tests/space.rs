@@ -18,8 +18,8 @@ fn full(result: Result<(), Errno>) -> bool {
     }
 }
 
-/// One allocating verb.
-fn step(
+/// One allocating verb; true: there was no space for it.
+pub(super) fn step(
     rig: &Rig,
     rng: &mut Rng,
     dirs: &mut Vec<BlockAddr>,

@@ -1,0 +1,60 @@
+#!/bin/bash
+# Times mkfs-gfs2 against the original mkfs.gfs2 on sparse images, in turn, and prints medians and ratios.
+# Not a test: nothing here fails because a machine is slow.
+#
+# usage: against-original.sh [-n RUNS] [-d DIRECTORY] [-p PROGRAM] [SIZE:JOURNALS[:MEGABYTES] ...]
+# The directory's filesystem must hold sparse files of the sizes (ext4: less than 16T) and the metadata of two volumes.
+set -euo pipefail
+
+runs=5 dir=${TMPDIR:-/var/tmp} program=target/release/mkfs-gfs2
+while getopts n:d:p: option; do
+    case $option in
+    n) runs=$OPTARG ;;
+    d) dir=$OPTARG ;;
+    p) program=$OPTARG ;;
+    *) exit 2 ;;
+    esac
+done
+shift $((OPTIND - 1))
+[ $# -gt 0 ] || set -- 1G:1 1G:5:32 100G:1 100G:5 1T:1 1T:5 16383G:5
+
+original=$(PATH=$PATH:/usr/sbin:/sbin command -v mkfs.gfs2)
+program=$(realpath "$program")
+work=$(mktemp -d "$dir/mkfs-bench.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+TIMEFORMAT='%3R %3U %3S'
+
+# One run: wall seconds, CPU seconds, peak memory in KiB. Making and removing the image is not timed.
+measure() {
+    local image=$work/image size=$1 figures
+    shift
+    rm -f "$image"
+    truncate -s "$size" "$image"
+    figures=$({ time /usr/bin/time -o "$work/peak" -f %M "$@" "$image" >/dev/null 2>"$work/errors"; } 2>&1) || {
+        cat "$work/errors" >&2
+        return 1
+    }
+    echo "$figures $(tail -n 1 "$work/peak")" | awk '{ print $1, $2 + $3, $4 }'
+    rm -f "$image"
+}
+
+median() {
+    sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
+}
+
+printf '%-14s %27s %27s %15s\n' volume 'original wall cpu KiB' 'ours wall cpu KiB' 'ratio wall cpu'
+for spec; do
+    IFS=: read -r size journals megabytes <<<"$spec"
+    args=(-O -q -p lock_nolock -j "$journals" ${megabytes:+-J "$megabytes"})
+    : >"$work/theirs"
+    : >"$work/ours"
+    for ((run = 0; run < runs; run++)); do
+        measure "$size" "$original" "${args[@]}" >>"$work/theirs"
+        measure "$size" "$program" "${args[@]}" >>"$work/ours"
+    done
+    column() { cut -d' ' -f"$2" "$work/$1" | median; }
+    awk -v spec="$spec" -v a="$(column theirs 1)" -v b="$(column theirs 2)" -v c="$(column theirs 3)" \
+        -v d="$(column ours 1)" -v e="$(column ours 2)" -v f="$(column ours 3)" 'BEGIN {
+            printf "%-14s %9.3f %8.3f %8d %9.3f %8.3f %8d %7.2f %7.3f\n", spec, a, b, c, d, e, f, d / a, b ? e / b : 0
+        }'
+done
