@@ -50,6 +50,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), MountError> {
 
 fn unmount(target: &Path, flags: UnmountFlags, lazy: bool) -> Result<(), MountError> {
     let name = target.display();
+    // A dead mount has no metadata to resolve by: then as given.
+    let target = target
+        .canonicalize()
+        .or_else(|_| std::path::absolute(target))
+        .unwrap_or_else(|_| target.to_owned());
+    let target = target.as_path();
     // The last mount on a path is the visible one.
     let entry = our_mounts()
         .into_iter()
