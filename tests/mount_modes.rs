@@ -272,6 +272,7 @@ fn a_store_through_a_shared_mapping_reaches_the_file() {
         ])
         .args([
             "--verify=crc32c",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--fsync=16",
             "--output-format=terse",
