@@ -31,15 +31,20 @@ impl<'a> Name<'a> {
     /// Takes a full name apart.
     ///
     /// # Errors
-    /// EOPNOTSUPP for a space this volume does not have; EINVAL, ERANGE.
+    /// EOPNOTSUPP for a space this volume does not have and for what is no ACL in `system.`: for that space the kernel
+    /// asks no permission of the caller, it leaves the names to the filesystem. EINVAL, ERANGE.
     pub(crate) fn parse(full: &'a [u8], fs_format: u32) -> FsResult<Self> {
         let (space, name) = EaType::split_name(full).ok_or(Errno::EOPNOTSUPP)?;
         if space == EaType::Trusted && fs_format < TRUSTED_FORMAT {
             return Err(Errno::EOPNOTSUPP.into());
         }
+        let parsed = Self { space, name };
+        if space == EaType::System && !parsed.is_acl() {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
         match name.len() {
             0 => Err(Errno::EINVAL.into()),
-            1..=MAX_EA_NAME => Ok(Self { space, name }),
+            1..=MAX_EA_NAME => Ok(parsed),
             _ => Err(Errno::ERANGE.into()),
         }
     }

@@ -350,6 +350,19 @@ fn xattrs_of_every_size() {
         set(b"other.x", b"", XattrMode::Any).unwrap_err().errno(),
         Errno::EOPNOTSUPP
     );
+    // The kernel checks no permission for this space: anyone could hide data in anyone's file.
+    assert_eq!(
+        set(b"system.x", b"", XattrMode::Any).unwrap_err().errno(),
+        Errno::EOPNOTSUPP
+    );
+    assert_eq!(
+        fs.getxattr(&ROOT_USER, file, b"system.x").unwrap_err().errno(),
+        Errno::EOPNOTSUPP
+    );
+    assert_eq!(
+        fs.removexattr(&ROOT_USER, file, b"system.x").unwrap_err().errno(),
+        Errno::EOPNOTSUPP
+    );
     assert_eq!(
         set(b"user.x", &vec![0; 65_537], XattrMode::Any)
             .unwrap_err()
