@@ -355,7 +355,11 @@ impl WriteQueue for RingQueue<'_> {
             if let Some(batch) = self.spare.pop() {
                 return Ok(batch);
             }
-            let most = if self.submitted < FEW { BATCHES - 1 } else { BATCHES };
+            let most = if self.submitted < FEW {
+                BATCHES - 1
+            } else {
+                BATCHES
+            };
             if self.batches < most || self.running.is_empty() {
                 self.batches = self.batches.saturating_add(1);
                 return Ok(Batch::new());
