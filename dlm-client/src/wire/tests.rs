@@ -1,0 +1,1 @@
+//! Goal and method stand at each test.
