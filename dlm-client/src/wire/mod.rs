@@ -13,6 +13,8 @@ mod rcom;
 mod result;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use error::{Expected, WireError};

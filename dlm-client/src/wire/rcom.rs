@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::error::{Expected, WireError, shown};
 use super::message::{Asts, MsgFlags, MsgType, QueueStatus, mode_from_wire, mode_to_wire};
-use super::packet::INNER_MAX;
+use super::packet::{INNER_MAX, PACKET_MAX};
 use super::raw::{RawConfig, RawHeader, RawLock, RawRcom, RawSlot, RawStatus};
 use super::result::WireResult;
 use crate::lvb::Lvb;
@@ -13,6 +13,8 @@ use crate::{Lkf, Mode, NodeId, ResName};
 
 /// Where the data of a recovery message begins.
 const DATA_AT: usize = size_of::<RawHeader>() + size_of::<RawRcom>();
+/// The most data a bare packet can carry.
+const DATA_MAX: usize = PACKET_MAX - DATA_AT;
 /// Bytes for the names in a NAMES_REPLY of the kernel, which always sends them all.
 pub const NAMES_ROOM: usize = INNER_MAX - DATA_AT;
 /// Slots that fit into one STATUS_REPLY.
@@ -419,13 +421,12 @@ fn encode_status_reply(reply: &StatusReply, out: &mut Vec<u8>) {
         StatusReply::Member { config, slots, .. } => (config, slots.as_slice()),
         StatusReply::NoLockspace => (&nobody, [].as_slice()),
     };
-    let slots = slots.get(..SLOTS_MAX).unwrap_or(slots);
     let raw = RawConfig {
         lvblen: config.lvblen.into(),
         lsflags: config.lsflags.into(),
         flags: 0.into(),
         our_slot: config.our_slot.into(),
-        num_slots: u16::try_from(slots.len()).unwrap_or(0).into(),
+        num_slots: u16::try_from(slots.len()).unwrap_or(u16::MAX).into(),
         generation: config.generation.into(),
         unused1: 0.into(),
         unused2: 0.into(),
@@ -486,7 +487,7 @@ fn encode_names(reply: &NamesReply, out: &mut Vec<u8>) {
     }
     let end = if reply.more { END_OF_BLOCK } else { END_OF_ALL };
     out.extend_from_slice(&end.to_be_bytes());
-    let wanted = start.saturating_add(reply.room.min(NAMES_ROOM));
+    let wanted = start.saturating_add(reply.room.min(DATA_MAX));
     if out.len() < wanted {
         out.resize(wanted, 0);
     }
