@@ -54,6 +54,7 @@ pub mod event;
 pub mod flags;
 pub mod lvb;
 mod master;
+pub mod midcomms;
 pub mod mode;
 pub mod resource;
 pub mod wire;
