@@ -49,6 +49,7 @@
 )]
 
 pub mod backend;
+pub mod engine;
 pub mod error;
 pub mod event;
 pub mod flags;
