@@ -56,6 +56,7 @@ pub mod lvb;
 mod master;
 pub mod mode;
 pub mod resource;
+pub mod wire;
 
 use std::sync::Arc;
 
