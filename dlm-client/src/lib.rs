@@ -57,6 +57,7 @@ mod master;
 pub mod midcomms;
 pub mod mode;
 pub mod resource;
+pub mod transport;
 pub mod wire;
 
 use std::sync::Arc;
