@@ -64,6 +64,7 @@ pub mod midcomms;
 pub mod mode;
 pub mod plock;
 pub mod resource;
+pub mod transport;
 pub mod wire;
 
 use std::sync::Arc;

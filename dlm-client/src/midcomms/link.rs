@@ -13,8 +13,9 @@ use std::time::Duration;
 use crate::NodeId;
 use crate::wire::{Body, INNER_MAX, Inner, LockspaceId, Packet, Payload, RcomType, Version};
 
-/// Bytes kept for a peer (unacknowledged, and waiting for a connection or its version) at most.
-pub const KEPT_MAX: usize = 256 << 20;
+/// Bytes kept for a peer (unacknowledged, and waiting for a connection or its version) at most: two million locks of a
+/// recovery.
+pub const KEPT_MAX: usize = 512 << 20;
 /// Messages that may stay unacknowledged when we have nothing to send ourselves.
 pub const ACK_AT_MOST_AFTER: u32 = 64;
 /// How long the end of a link may take before the connection is closed without it, as in kernel 6.12.
