@@ -1,5 +1,6 @@
 //! The cache itself: shards, device reads, and the faces of readers and of the journal.
 
+use super::data::DataCache;
 use super::proof::LockProof;
 use super::shard::{Shard, Slot};
 use crate::error::{FsError, FsResult};
@@ -49,6 +50,7 @@ pub struct BufferCache {
     lanes: Vec<Lane>,
     lane_limit: usize,
     blocks_read: AtomicU64,
+    data: DataCache,
 }
 
 impl fmt::Debug for BufferCache {
@@ -70,6 +72,7 @@ impl BufferCache {
     ) -> Self {
         let lane_limit = (budget_bytes / geometry.block_len() / SHARDS).max(SHARD_BUFFERS_MIN);
         Self {
+            data: DataCache::new(Arc::clone(&device), geometry.clone(), Arc::clone(&health)),
             device,
             geometry,
             health,
@@ -89,6 +92,12 @@ impl BufferCache {
     #[must_use]
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.device
+    }
+
+    /// The file data that is newer than the device.
+    #[must_use]
+    pub fn data(&self) -> &DataCache {
+        &self.data
     }
 
     /// The withdraw latch.

@@ -197,6 +197,12 @@ impl Journal {
         CommitSeq(self.durable.load(Ordering::Acquire))
     }
 
+    /// Newest commit there is anything of; durable or not.
+    #[must_use]
+    pub fn newest(&self) -> CommitSeq {
+        lock(&self.state).newest()
+    }
+
     /// What this node has counted and not yet folded into the master statfs.
     #[must_use]
     pub fn local_statfs(&self) -> StatfsDelta {
@@ -389,6 +395,23 @@ impl Journal {
                 let owner = cached.or_else(|| state.ail.owner_of(addr));
                 state.running.revoke(addr, owner);
             }
+        }
+        for (owner, extent) in work.freed_data {
+            self.cache.data().forget(owner, &[extent]);
+            state.running.free_data();
+        }
+        // One owner's blocks mostly: one look-up for all of them.
+        let mut data = work.data.into_iter().peekable();
+        while let Some((owner, ..)) = data.peek() {
+            let owner = *owner;
+            let own = std::iter::from_fn(|| data.next_if(|next| next.0 == owner));
+            self.cache
+                .data()
+                .put(owner, own.map(|(_, addr, block)| (addr, block)));
+            state.running.order(owner);
+        }
+        for owner in work.ordered {
+            state.running.order(owner);
         }
         for (addr, change) in work.blocks {
             let block = RunningBlock {

@@ -22,6 +22,10 @@ pub(super) struct Running {
     jdata: u64,
     revokes: HashSet<BlockAddr>,
     owners: HashSet<GlockName>,
+    /// Owners whose file data must be on the device before this is durable.
+    ordered: HashSet<GlockName>,
+    /// It frees blocks of file data.
+    frees_data: bool,
     /// The local statfs changed: the statfs_change block is logged too.
     pub(super) statfs: bool,
 }
@@ -34,6 +38,8 @@ impl Running {
             jdata: 0,
             revokes: HashSet::new(),
             owners: HashSet::new(),
+            ordered: HashSet::new(),
+            frees_data: false,
             statfs: false,
         }
     }
@@ -66,6 +72,24 @@ impl Running {
 
     pub(super) fn touches(&self, owner: GlockName) -> bool {
         self.owners.contains(&owner)
+    }
+
+    pub(super) fn ordered(&self) -> &HashSet<GlockName> {
+        &self.ordered
+    }
+
+    pub(super) fn frees_data(&self) -> bool {
+        self.frees_data
+    }
+
+    /// The file data of this owner comes first.
+    pub(super) fn order(&mut self, owner: GlockName) {
+        self.ordered.insert(owner);
+    }
+
+    /// Blocks of file data were freed.
+    pub(super) fn free_data(&mut self) {
+        self.frees_data = true;
     }
 
     /// Adds or replaces a block, cancelling its revoke; true when it was not in this commit before.

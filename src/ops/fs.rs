@@ -3,6 +3,7 @@
 use super::config::FsConfig;
 use super::handle::Handles;
 use super::types::StatFs;
+use crate::cache::DataFlusher;
 use crate::error::{Errno, FsError, FsResult};
 use crate::glock::{GlockName, GlockOps, Interrupt};
 use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, IopenOps, reclaim_orphans, run_evictions};
@@ -25,6 +26,8 @@ pub struct Fs {
     pub(super) handles: Handles,
     totals: Totals,
     root: InodeNum,
+    /// Writes data back in the background.
+    flusher: Mutex<Option<DataFlusher>>,
     /// Keeps the root known.
     root_ref: Mutex<Option<InodeRef>>,
 }
@@ -75,7 +78,10 @@ impl Fs {
         let root = read_number(&engine, volume.system.root)?;
         let root_ref = engine.inode(root, FileType::Dir)?;
         drop(engine.shared_any(&root_ref)?);
+        let writes = engine.journal.is_some() && !engine.options.read_only;
+        let flusher = writes.then(|| DataFlusher::start(&engine.cache)).transpose()?;
         Ok(Self {
+            flusher: Mutex::new(flusher),
             engine,
             handles: Handles::default(),
             totals,
@@ -168,8 +174,12 @@ impl Fs {
             let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
                 return Ok(());
             };
+            // The data first: the log then need not wait for it. An error of it does not keep the rest from being
+            // synced.
+            let data = engine.cache.data().write_all();
             let seq = journal.flush(FlushReason::SyncFs)?;
-            journal.fsync(seq)
+            journal.fsync(seq)?;
+            data
         })
     }
 
@@ -200,12 +210,14 @@ impl Fs {
         self.root_ref.lock().take();
         self.engine.inodes.forget_all();
         let mut result = run_evictions(&self.engine).map(|_| ());
+        self.flusher.lock().take();
         let journal = self
             .engine
             .journal
             .as_ref()
             .filter(|_| !self.engine.options.read_only);
         if let Some(journal) = journal.filter(|_| !self.engine.health().is_withdrawn()) {
+            result = result.and(self.engine.cache.data().write_all());
             result = result.and(self.totals.sync(&self.engine));
             result = result.and(journal.stop(StopReason::Shutdown));
         }

@@ -28,6 +28,8 @@ bitflags! {
         const SYNC = 16;
         /// `O_DSYNC`: as `SYNC`, without pure timestamps.
         const DSYNC = 32;
+        /// `O_DIRECT`: whole blocks are on the device when a write returns.
+        const DIRECT = 64;
     }
 }
 
@@ -36,6 +38,8 @@ bitflags! {
 pub(super) struct Open {
     pub(super) inode: InodeRef,
     pub(super) flags: OpenFlags,
+    /// Where this opener stands among the file's write-back errors.
+    pub(super) failures: AtomicU64,
 }
 
 /// All open handles.
@@ -46,9 +50,15 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    pub(super) fn add(&self, inode: InodeRef, flags: OpenFlags) -> Handle {
+    /// `failures`: of [`crate::cache::DataCache::failure_mark`].
+    pub(super) fn add(&self, inode: InodeRef, flags: OpenFlags, failures: u64) -> Handle {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.write().insert(id, Arc::new(Open { inode, flags }));
+        let open = Open {
+            inode,
+            flags,
+            failures: AtomicU64::new(failures),
+        };
+        self.open.write().insert(id, Arc::new(open));
         Handle(id)
     }
 

@@ -25,7 +25,8 @@ impl Fs {
             let inode = engine.inodes.get(ino)?;
             check_dir(&inode)?;
             drop(engine.shared_any(&inode)?);
-            Ok(self.handles.add(inode, OpenFlags::READ))
+            let failures = engine.cache.data().failure_mark(inode.glock().name());
+            Ok(self.handles.add(inode, OpenFlags::READ, failures))
         })
     }
 

@@ -3,6 +3,7 @@
 mod basic;
 mod crash;
 mod model;
+mod ordered;
 mod rig;
 mod space;
 mod threads;
