@@ -71,7 +71,7 @@ kinds! {
     /// A system file is missing.
     SystemFileMissing, "T3", Error, "a system file is missing";
     /// The resource index is missing or cannot be read.
-    Rindex, "T3", Fatal, "the resource index cannot be used";
+    Rindex, "T3", Error, "the resource index cannot be used";
     /// A system file's type, size or content is wrong.
     SystemFile, "T4", Error, "a system file is not what it should be";
     /// A file of `per_node` is missing.

@@ -160,7 +160,7 @@ impl<'a> Run<'a> {
         if shared && self.repairs && !self.policy.dry_run {
             changes.guard()?;
         }
-        let (system, journals, left) =
+        let (system, journals, left, held) =
             match self.look_at_journals(changes, &superblock, &geometry, reporter)? {
                 Some(found) => found,
                 None => return Ok(End::Again),
@@ -180,7 +180,7 @@ impl<'a> Run<'a> {
             &self.policy,
         );
         if self.repairs {
-            check = check.hold(&mut self.history);
+            check = check.hold(&mut self.history, held);
         }
         let mut found = System::default();
         let result = everything(&mut check, short, &mut found);
@@ -230,9 +230,19 @@ impl<'a> Run<'a> {
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
         let mut full = false;
+        let in_place = !self.policy.dry_run;
+        if in_place
+            && held
+                .problems
+                .iter()
+                .any(|problem| repair::writes_at_once(problem.kind))
+        {
+            changes.guard()?;
+        }
         let overlay = changes.overlay();
+        let raw: &dyn BlockDevice = if in_place { self.device } else { overlay };
         let now = self.policy.now;
-        let mut edit = Editor::new(overlay, geometry, superblock, seen, now, &mut self.ledger);
+        let mut edit = Editor::new((overlay, raw), geometry, superblock, seen, now, &mut self.ledger);
         for problem in &held.problems {
             if self.history.is_news(problem) {
                 self.outcome.errors += 1;
@@ -287,14 +297,14 @@ impl<'a> Run<'a> {
     }
 
     /// Finds system files and journals; `None` when something of them was just repaired.
-    #[allow(clippy::type_complexity, reason = "three results of one step")]
+    #[allow(clippy::type_complexity, reason = "the results of one step")]
     fn look_at_journals(
         &mut self,
         changes: &mut Changes<'a>,
         superblock: &Superblock,
         geometry: &Geometry,
         reporter: &mut dyn Reporter,
-    ) -> Result<Option<(System, Vec<Journal>, u64)>, Stop> {
+    ) -> Result<Option<(System, Vec<Journal>, u64, Held)>, Stop> {
         let overlay = changes.overlay();
         let mut check = Check::new(
             overlay,
@@ -305,7 +315,7 @@ impl<'a> Run<'a> {
             &self.policy,
         );
         if self.repairs {
-            check = check.hold(&mut self.history);
+            check = check.hold(&mut self.history, Held::default());
         }
         let mut reader = Reader::new(overlay, geometry);
         let mut system = System::default();
@@ -315,7 +325,7 @@ impl<'a> Run<'a> {
         let (outcome, held, mut seen) = check.finish(System::default(), false);
         self.outcome = outcome;
         match result {
-            Ok(journals) => Ok(Some((system, journals, left))),
+            Ok(journals) => Ok(Some((system, journals, left, held))),
             Err(Stop::Fatal | Stop::Repair) if !held.problems.is_empty() => {
                 seen.system = system;
                 self.repair(changes, *superblock, geometry.clone(), seen, held, reporter)?;
@@ -449,7 +459,8 @@ fn everything(check: &mut Check<'_>, short: bool, system: &mut System) -> Step {
     check.gate(Phase::Journals)?;
     check.stage(Stage::Rgrps);
     let (rindex, content) = check.rindex(reader, system)?;
-    let totals = check.rgrps(reader, rindex, &content)?;
+    let total = check.statfs_total(reader, system);
+    let totals = check.rgrps(reader, rindex, content.as_deref(), total)?;
     drop(content);
     check.gate(Phase::Rgrps)?;
     if short && check.outcome.errors == 0 && !check.is_holding() {
