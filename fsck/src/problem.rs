@@ -102,7 +102,7 @@ kinds! {
     /// `rg_crc` does not match.
     RgrpCrc, "G7", Error, "the checksum of the resource group header is wrong";
     /// `rg_skip` does not lead to the next group.
-    RgrpSkip, "G7", Warning, "the distance to the next resource group is wrong";
+    RgrpSkip, "G7", Error, "the distance to the next resource group is wrong";
     /// Flags that are never stored.
     RgrpFlags, "G7", Warning, "flags that belong in memory only are stored";
     /// An inode in state unlinked: a crash (or a cluster node) left it undeleted.

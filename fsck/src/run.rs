@@ -15,13 +15,16 @@ use crate::{Outcome, Policy};
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::device::BlockDevice;
 use gfs2_format::log::recover_journal;
-use gfs2_format::ondisk::Superblock;
+use gfs2_format::ondisk::{MULTIHOST_FORMAT, Superblock};
 use gfs2_format::volume::{SystemFiles, read_superblock};
 use gfs2_format::{Corrupt, Error, Expected, Geometry, Volume};
 use std::io;
 
 /// After so many rounds what is left is left.
 const ROUNDS_MAX: u32 = 100;
+
+/// The oldest filesystem format.
+const FORMAT_MIN: u64 = gfs2_format::ondisk::FORMAT_MIN as u64;
 
 /// How a round ended.
 #[derive(Debug)]
@@ -405,6 +408,16 @@ fn superblock_problem(device: &dyn BlockDevice, error: Error) -> Result<Problem,
                 expected: Expected::Range(sb + 4096, u64::MAX),
             },
         ),
+        Error::Unsupported { what, found, .. } if what == "multihost format" || found < FORMAT_MIN => {
+            let (field, rule) = match what {
+                "multihost format" => (
+                    "sb_multihost_format",
+                    Expected::Value(u64::from(MULTIHOST_FORMAT)),
+                ),
+                _ => ("sb_fs_format", Expected::Rule("1801 or 1802")),
+            };
+            Problem::new(Kind::Superblock, at, field, found, rule)
+        }
         other => return Err(other),
     })
 }

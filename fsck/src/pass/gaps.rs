@@ -33,36 +33,65 @@ pub(crate) fn fill(
             }
         }
     }
-    let span = usual_span(known);
-    let made: Vec<RgrpLayout> = gaps(geometry, known)
-        .into_iter()
-        .flat_map(|(from, end)| split(geometry, from, end, span))
-        .collect();
-    let sum = |layouts: &mut dyn Iterator<Item = &RgrpLayout>| {
-        layouts.map(|layout| u64::from(layout.data())).sum::<u64>()
-    };
-    let open = total.map(|total| total.saturating_sub(sum(&mut known.values())));
-    let last = known.keys().next_back().copied();
-    let inner: Vec<RgrpLayout> = made
-        .iter()
-        .filter(|layout| last.is_some_and(|last| layout.addr() < last))
-        .cloned()
-        .collect();
-    // All of them, or all but what lies behind the last group: whatever the total says.
-    let chosen = if open == Some(0) {
-        Vec::new()
-    } else if open == Some(sum(&mut made.iter())) {
-        made
-    } else if open == Some(sum(&mut inner.iter())) || must {
-        inner
-    } else {
-        Vec::new()
-    };
-    for layout in chosen {
-        lost.push(layout.addr());
-        known.insert(layout.addr(), layout);
+    let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
+    let open = total.map(|total| total.saturating_sub(sum));
+    if open != Some(0) {
+        for layout in chosen(geometry, known, open, must) {
+            lost.push(layout.addr());
+            known.insert(layout.addr(), layout);
+        }
     }
     lost
+}
+
+/// The groups that must have been in the gaps: of several ways to lay them out the one that the total confirms.
+fn chosen(
+    geometry: &Geometry,
+    known: &BTreeMap<BlockAddr, RgrpLayout>,
+    open: Option<u64>,
+    must: bool,
+) -> Vec<RgrpLayout> {
+    let span = usual_span(known);
+    let last = known.keys().next_back().copied();
+    let (inner, tail): (Vec<_>, Vec<_>) = gaps(geometry, known)
+        .into_iter()
+        .partition(|(from, _)| last.is_some_and(|last| *from < last.get()));
+    let layouts = |gaps: &[(u64, u64)], span: u64| -> Vec<RgrpLayout> {
+        let groups = gaps.iter().map(|(from, end)| split(geometry, *from, *end, span));
+        groups.flatten().collect()
+    };
+    let data = |layouts: &[RgrpLayout]| layouts.iter().map(|l| u64::from(l.data())).sum::<u64>();
+    for span in [span, u64::MAX] {
+        let inside = layouts(&inner, span);
+        let rest = open.map(|open| open.checked_sub(data(&inside)));
+        let Some(Some(rest)) = rest else {
+            continue;
+        };
+        if rest == 0 {
+            return inside;
+        }
+        let behind = layouts(&tail, span);
+        let exact = tail
+            .first()
+            .and_then(|(from, end)| layout_of_data(geometry, *from, *end, rest));
+        for behind in [Some(behind), exact.map(|layout| vec![layout])]
+            .into_iter()
+            .flatten()
+        {
+            if data(&behind) == rest {
+                return inside.into_iter().chain(behind).collect();
+            }
+        }
+    }
+    if must { layouts(&inner, span) } else { Vec::new() }
+}
+
+/// Is there room for so many data blocks between the known groups?
+pub(crate) fn has_room(geometry: &Geometry, known: &BTreeMap<BlockAddr, RgrpLayout>, data: u64) -> bool {
+    let room = gaps(geometry, known)
+        .into_iter()
+        .map(|(from, end)| end.saturating_sub(from));
+    room.sum::<u64>() > data
 }
 
 /// The spaces between the known groups, before the first and behind the last.
@@ -130,6 +159,15 @@ fn layout_of_span(geometry: &Geometry, addr: u64, span: u64) -> Option<RgrpLayou
         reserved: [0; 64],
     };
     RgrpLayout::check(&entry, BlockAddr::new(addr), geometry).ok()
+}
+
+/// The group at block `from` with so many data blocks, if it ends before `end`.
+fn layout_of_data(geometry: &Geometry, from: u64, end: u64, data: u64) -> Option<RgrpLayout> {
+    let length = (1..=data.div_ceil(4)).find(|length| geometry.bitmap_capacity(*length) >= data)?;
+    let span = length.checked_add(data)?;
+    let layout = layout_of_span(geometry, from, span)?;
+    let fits = from.checked_add(span)? <= end && u64::from(layout.data()) == data;
+    fits.then_some(layout)
 }
 
 #[cfg(test)]

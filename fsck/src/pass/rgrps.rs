@@ -49,7 +49,7 @@ impl Check<'_> {
         content: Option<&[u8]>,
         total: Option<u64>,
     ) -> Step<Option<Totals>> {
-        let layouts = self.layouts(reader, rindex, content, total);
+        let layouts = self.layouts(reader, rindex, content, total)?;
         if layouts.is_empty() {
             let expected = Expected::Rule("at least one resource group");
             return Err(self.fatal(Problem::new(Kind::Rindex, rindex, "entries", 0, expected).of(rindex)));
@@ -87,7 +87,7 @@ impl Check<'_> {
         rindex: BlockAddr,
         content: Option<&[u8]>,
         total: Option<u64>,
-    ) -> Vec<RgrpLayout> {
+    ) -> Step<Vec<RgrpLayout>> {
         let readable = content.is_some();
         let content = content.unwrap_or_default();
         let (entries, rest) = content.as_chunks::<RINDEX_SIZE>();
@@ -133,6 +133,14 @@ impl Check<'_> {
             let must = bad > lost.len();
             lost.extend(gaps::fill(self.device, &self.geometry, &mut known, total, must));
         }
+        let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
+        let open = total.unwrap_or(0).saturating_sub(sum);
+        if open > 0 && bad > lost.len() && gaps::has_room(&self.geometry, &known, open) {
+            // Every block of a group that is missed would look like damage.
+            let expected = Expected::Value(sum.saturating_add(open));
+            let problem = Problem::new(Kind::Rindex, rindex, "data blocks of all groups", sum, expected);
+            return Err(self.fatal(problem.of(rindex)));
+        }
         if !readable {
             // One finding says it all.
             lost.clear();
@@ -142,7 +150,7 @@ impl Check<'_> {
             let expected = Expected::Rule("an entry in the resource index");
             self.found(Problem::new(Kind::RindexMissing, addr, "entries", 0, expected).of(rindex));
         }
-        known.into_values().collect()
+        Ok(known.into_values().collect())
     }
 
     /// Looks for headers of groups where one should be: where a known header says that the next group is, right

@@ -3,12 +3,13 @@
 //! The ring of a journal is the one thing that is written at once and past the overlay: it can be a gigabyte, nothing
 //! outside refers to it, and behind the guard of the superblock nobody reads it before the next check does.
 
-use super::sysfile::{fill_ring, new_file, now, rename_by_hash};
+use super::find::journals;
+use super::sysfile::{fill_ring, link, new_file, now, rename_by_hash};
 use super::{Editor, Repaired, Verdict, inode_of};
 use crate::problem::{Kind, Problem};
 use gfs2_format::dir::{lookup, remove};
 use gfs2_format::log::JournalMap;
-use gfs2_format::ondisk::{Dinode, DinodeFlags};
+use gfs2_format::ondisk::{Dinode, DinodeFlags, FileType};
 use gfs2_format::tree::{Mapping, map, map_or_alloc};
 use gfs2_format::volume::{MAX_JOURNAL_SIZE, MIN_JOURNAL_SIZE, map_journal};
 use gfs2_format::{BlockAddr, BlockRead, Error, FileBlock};
@@ -103,6 +104,13 @@ fn index(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         return Ok(Verdict::Unable(
             "an entry of the journal index with the name of no journal",
         ));
+    }
+    if let Some(num) = journals(edit)?.first().copied() {
+        link(edit, jindex, name.as_bytes(), num, FileType::Regular)?;
+        if let Some(inode) = edit.seen.inodes.get_mut(num.addr) {
+            inode.links = 1;
+        }
+        return Ok(Verdict::Done);
     }
     let size = journal_size(edit);
     let addr = new_file(edit, jindex, name.as_bytes(), DinodeFlags::empty())?;

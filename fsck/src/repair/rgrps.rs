@@ -25,7 +25,9 @@ fn index(edit: &mut Editor<'_>) -> Repaired {
         return Ok(Verdict::Unable("there is no resource index yet"));
     };
     if edit.seen.observed.groups().is_empty() {
-        return Ok(Verdict::Unable("no resource group is found"));
+        return Ok(Verdict::Unable(
+            "resource groups are lost that cannot be found again",
+        ));
     }
     match rindex(edit, addr) {
         Ok(()) => {}

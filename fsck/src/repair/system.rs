@@ -79,10 +79,27 @@ fn missing(edit: &mut Editor<'_>, parent: BlockAddr, name: &[u8]) -> Repaired {
     if gfs2_format::dir::lookup(edit, parent, name)?.is_some() {
         return Ok(Verdict::Gone);
     }
-    if rename_by_hash(edit, parent, name)? {
+    if rename_by_hash(edit, parent, name)? || adopt(edit, parent, name)? {
         return Ok(Verdict::Done);
     }
     make(edit, parent, name)
+}
+
+/// A system file of this kind that no entry leads to gets its entry again.
+fn adopt(edit: &mut Editor<'_>, parent: BlockAddr, name: &[u8]) -> Result<bool, Error> {
+    let found = scan::system_tree(edit.device(), edit.geometry());
+    let lost = found.files.iter().find(|(known, num, kind)| {
+        let referenced = match kind {
+            FileType::Dir => edit.seen.directories.parents.contains_key(&num.addr),
+            _ => edit.seen.inodes.get(num.addr).is_none_or(|inode| inode.links > 0),
+        };
+        known.as_bytes() == name && !referenced
+    });
+    let Some((_, num, kind)) = lost.copied() else {
+        return Ok(false);
+    };
+    link(edit, parent, name, num, kind)?;
+    Ok(true)
 }
 
 fn make(edit: &mut Editor<'_>, parent: BlockAddr, name: &[u8]) -> Repaired {
