@@ -121,14 +121,15 @@ impl Running {
 
     /// Hands the contents to the codec.
     pub(super) fn with_flush<R>(&self, encode: impl FnOnce(Flush<'_>) -> R) -> R {
+        // By address: the same work gives the same log, and a replay goes through the volume once.
         let part = |data: bool| -> Vec<(BlockAddr, Block)> {
-            self.blocks
-                .iter()
-                .filter(|(_, b)| b.data == data)
-                .map(|(addr, b)| (*addr, b.block.clone()))
-                .collect()
+            let blocks = self.blocks.iter().filter(|(_, b)| b.data == data);
+            let mut part: Vec<_> = blocks.map(|(addr, b)| (*addr, b.block.clone())).collect();
+            part.sort_unstable_by_key(|(addr, _)| *addr);
+            part
         };
-        let revokes: Vec<BlockAddr> = self.revokes.iter().copied().collect();
+        let mut revokes: Vec<BlockAddr> = self.revokes.iter().copied().collect();
+        revokes.sort_unstable();
         encode(Flush {
             jdata: &part(true),
             metadata: &part(false),

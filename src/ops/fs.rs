@@ -5,7 +5,7 @@ use super::handle::Handles;
 use super::types::StatFs;
 use crate::cache::DataFlusher;
 use crate::error::{Errno, FsError, FsResult};
-use crate::glock::{GlockName, GlockOps};
+use crate::glock::{GlockName, GlockOps, Interrupt};
 use crate::inode::{
     Engine, InodeOps, InodeRef, InodeTable, IopenOps, ReadAhead, reclaim_orphans, run_evictions,
 };
@@ -107,7 +107,7 @@ impl Fs {
         call: impl FnOnce(&Engine) -> FsResult<T>,
     ) -> FsResult<T> {
         self.engine.health().check()?;
-        let result = call(&self.engine);
+        let result = Interrupt::allow(|| call(&self.engine));
         self.settle();
         result.map_err(|error| self.engine.health().observe(verb, error))
     }
@@ -120,7 +120,7 @@ impl Fs {
             if !matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) {
                 return result;
             }
-            let evicted = run_evictions(engine).unwrap_or(0);
+            let evicted = Interrupt::shield(|| run_evictions(engine)).unwrap_or(0);
             let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
             if evicted > 0 || waited {
                 call(engine)

@@ -1,0 +1,19 @@
+//! Directories and inodes that nothing leads to, link counts.
+
+use super::{Editor, Repaired, Verdict, inode_of};
+use crate::problem::{Kind, Problem};
+use gfs2_format::Expected;
+use gfs2_format::ondisk::Dinode;
+
+/// See the module documentation.
+pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
+    let at = inode_of(problem);
+    match (problem.kind, problem.expected) {
+        (Kind::LinkCount, Expected::Value(links)) => {
+            let links = u32::try_from(links).unwrap_or(u32::MAX);
+            edit.change::<Dinode>(at, 0, |di| di.nlink = links.into())?;
+            Ok(Verdict::Done)
+        }
+        _ => Ok(Verdict::Unable("this version cannot repair it")),
+    }
+}
