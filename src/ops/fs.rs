@@ -6,7 +6,9 @@ use super::types::StatFs;
 use crate::cache::DataFlusher;
 use crate::error::{Errno, FsError, FsResult};
 use crate::glock::{GlockName, GlockOps, Interrupt};
-use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, IopenOps, reclaim_orphans, run_evictions};
+use crate::inode::{
+    Engine, InodeOps, InodeRef, InodeTable, IopenOps, ReadAhead, reclaim_orphans, run_evictions,
+};
 use crate::journal::{FlushReason, StopReason};
 use crate::rgrp::{IndexState, Rgrps};
 use crate::statfs::{Figures, Totals};
@@ -71,6 +73,7 @@ impl Fs {
             iopen_ops,
             rgrps,
             inodes,
+            ahead: ReadAhead::default(),
             options,
             fs_format: volume.superblock.fs_format.get(),
         };
