@@ -33,4 +33,15 @@ impl KernelCache for Notifications {
             tracing::debug!(inode_number, "invalidation: {error}");
         }
     }
+
+    fn invalidate_attributes(&self, inode_number: u64) {
+        let Some((notifier, nodes)) = self.live.get() else {
+            return;
+        };
+        let node = nodes.node(gfs2_format::BlockAddr::new(inode_number));
+        // A negative offset: no pages.
+        if let Err(error) = notifier.inval_inode(node, -1, 0) {
+            tracing::debug!(inode_number, "invalidation: {error}");
+        }
+    }
 }
