@@ -57,6 +57,8 @@ pub mod lvb;
 mod master;
 pub mod mode;
 pub mod resource;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 pub mod wire;
 
 use std::sync::Arc;
