@@ -5,13 +5,13 @@
 //! needs any more goes at once if its inode has links; else it goes to the queue of evictions and stays, marked, until
 //! the deallocation has ended.
 
+use crate::cache::QuickMap;
 use crate::error::{Errno, FsResult};
 use crate::glock::{Glock, GlockGuard};
 use crate::txn::CommitSeq;
 use gfs2_format::ondisk::FileType;
 use gfs2_format::{BlockAddr, InodeNum};
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub(crate) struct Inode {
     iopen: Mutex<Option<GlockGuard>>,
     /// The last link is gone: whoever lets go last deallocates.
     unlinked: AtomicBool,
-    /// Open handles that may write.
+    /// Open handles that may write; grows under the lock EX only.
     pub(crate) writers: AtomicU32,
     commits: Mutex<Commits>,
 }
@@ -121,7 +121,7 @@ struct Slot {
 
 #[derive(Debug, Default)]
 struct Lane {
-    slots: Mutex<HashMap<BlockAddr, Slot>>,
+    slots: Mutex<QuickMap<BlockAddr, Slot>>,
     /// Told when an evicted entry is gone.
     gone: Condvar,
 }
@@ -213,6 +213,14 @@ impl InodeTable {
     /// Is there an entry?
     pub(crate) fn knows(&self, addr: BlockAddr) -> bool {
         self.lane(addr).slots.lock().contains_key(&addr)
+    }
+
+    /// Has somebody the inode at this address open for writing?
+    pub(crate) fn is_open_for_writing(&self, addr: BlockAddr) -> bool {
+        let slots = self.lane(addr).slots.lock();
+        slots
+            .get(&addr)
+            .is_some_and(|slot| slot.inode.writers.load(Ordering::Relaxed) > 0)
     }
 
     /// The entry of an inode, made with `make` (which takes the iopen lock) when there is none.
