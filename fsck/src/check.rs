@@ -150,9 +150,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Holds back what can be repaired from now on.
-    pub(crate) fn hold(mut self, history: &'a mut History) -> Self {
-        let held = Held::default();
+    /// Holds back what can be repaired from now on, besides what is held already.
+    pub(crate) fn hold(mut self, history: &'a mut History, held: Held) -> Self {
         self.repairs = Some(Repairs { held, history });
         self
     }

@@ -29,7 +29,7 @@ pub(crate) struct Inode {
     iopen: Mutex<Option<GlockGuard>>,
     /// The last link is gone: whoever lets go last deallocates.
     unlinked: AtomicBool,
-    /// Open handles that may write.
+    /// Open handles that may write; grows under the lock EX only.
     pub(crate) writers: AtomicU32,
     /// Resource group that keeps blocks for it to grow into; 0: none.
     window: AtomicU64,
@@ -222,6 +222,14 @@ impl InodeTable {
     /// Is there an entry?
     pub(crate) fn knows(&self, addr: BlockAddr) -> bool {
         self.lane(addr).slots.lock().contains_key(&addr)
+    }
+
+    /// Has somebody the inode at this address open for writing?
+    pub(crate) fn is_open_for_writing(&self, addr: BlockAddr) -> bool {
+        let slots = self.lane(addr).slots.lock();
+        slots
+            .get(&addr)
+            .is_some_and(|slot| slot.inode.writers.load(Ordering::Relaxed) > 0)
     }
 
     /// The entry of an inode, made with `make` (which takes the iopen lock) when there is none.

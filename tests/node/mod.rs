@@ -7,6 +7,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod judge;
+pub mod pages;
 pub mod plan;
 pub mod record;
 pub mod tree;
