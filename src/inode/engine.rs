@@ -4,6 +4,7 @@
 //! read under a fresh lock; an interrupted truncate is finished by whoever holds its inode EX next, before anything
 //! else.
 
+use super::ahead::ReadAhead;
 use super::options::FsOptions;
 use super::table::{Inode, InodeRef, InodeTable, NewInode};
 use crate::cache::{BufferCache, LockProof};
@@ -30,6 +31,7 @@ pub(crate) struct Engine {
     pub(crate) iopen_ops: Arc<dyn GlockOps>,
     pub(crate) rgrps: Rgrps,
     pub(crate) inodes: Arc<InodeTable>,
+    pub(crate) ahead: ReadAhead,
     pub(crate) options: FsOptions,
     /// `sb_fs_format`.
     pub(crate) fs_format: u32,

@@ -5,13 +5,13 @@
 //! needs any more goes at once if its inode has links; else it goes to the queue of evictions and stays, marked, until
 //! the deallocation has ended.
 
+use crate::cache::QuickMap;
 use crate::error::{Errno, FsResult};
 use crate::glock::{Glock, GlockGuard};
 use crate::txn::CommitSeq;
 use gfs2_format::ondisk::FileType;
 use gfs2_format::{BlockAddr, InodeNum};
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -121,7 +121,7 @@ struct Slot {
 
 #[derive(Debug, Default)]
 struct Lane {
-    slots: Mutex<HashMap<BlockAddr, Slot>>,
+    slots: Mutex<QuickMap<BlockAddr, Slot>>,
     /// Told when an evicted entry is gone.
     gone: Condvar,
 }

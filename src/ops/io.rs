@@ -9,7 +9,6 @@ use crate::glock::{HolderFlags, State};
 use crate::inode::{
     AtimeMode, Engine, Inode, Locked, MAX_FILE_SIZE, WriteOptions, now, read, set_size, write,
 };
-use crate::journal::FlushReason;
 use crate::txn::{CommitSeq, Reservation};
 use crate::xattr;
 use gfs2_format::ondisk::{Dinode, DinodeFlags, FileType};
@@ -48,7 +47,8 @@ impl Fs {
             } else {
                 check_open(engine.shared_any(&inode)?.dinode(), flags)?;
             }
-            Ok(self.handles.add(inode, flags))
+            let failures = engine.cache.data().failure_mark(inode.glock().name());
+            Ok(self.handles.add(inode, flags, failures))
         })
     }
 
@@ -100,6 +100,8 @@ impl Fs {
         if !open.flags.contains(OpenFlags::WRITE) {
             return Err(Errno::EBADF.into());
         }
+        self.engine.cache.data().throttle();
+        let direct = open.flags.contains(OpenFlags::DIRECT);
         let written = self.change("write", |engine| {
             check_regular(&open.inode)?;
             if data.is_empty() {
@@ -125,12 +127,16 @@ impl Fs {
                 &mut locked,
                 offset,
                 &data[..len],
-                WriteOptions { now, kill_suidgid },
+                WriteOptions {
+                    now,
+                    kill_suidgid,
+                    direct,
+                },
             )
         })?;
         if open.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC) {
             self.run("write", |engine| {
-                sync_file(engine, &open.inode, !open.flags.contains(OpenFlags::SYNC))
+                sync_file(engine, &open, !open.flags.contains(OpenFlags::SYNC))
             })?;
         }
         Ok(written)
@@ -143,7 +149,7 @@ impl Fs {
     pub fn fsync(&self, handle: Handle, datasync: bool) -> FsResult<()> {
         self.run("fsync", |engine| {
             let open = self.handles.get(handle)?;
-            sync_file(engine, &open.inode, datasync)
+            sync_file(engine, &open, datasync)
         })
     }
 
@@ -231,24 +237,26 @@ pub(super) fn touch(engine: &Engine, inode: &Inode, dinode: &Dinode) -> FsResult
     }
 }
 
-/// Makes a file durable.
-fn sync_file(engine: &Engine, inode: &Inode, datasync: bool) -> FsResult<()> {
+/// Makes a file durable, and tells of what could not be.
+fn sync_file(engine: &Engine, open: &Open, datasync: bool) -> FsResult<()> {
     let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
         return Ok(());
     };
+    let inode: &Inode = &open.inode;
+    let name = inode.glock().name();
     let commits = inode.commits();
-    if !commits.complete {
+    let seq = match commits.complete {
+        true if datasync => commits.meta,
+        true => commits.any,
         // Changes of before we knew the inode may still be in memory.
-        let seq = if journal.has_dirty(inode.glock().name()) {
-            journal.flush(FlushReason::Fsync)?
-        } else {
-            CommitSeq::NONE
-        };
-        journal.fsync(seq)?;
+        false if journal.has_dirty(name) => journal.newest(),
+        false => CommitSeq::NONE,
+    };
+    journal.fsync_data(name, seq)?;
+    if !commits.complete {
         inode.all_seen();
-        return Ok(());
     }
-    journal.fsync(if datasync { commits.meta } else { commits.any })
+    engine.cache.data().check_failure(name, &open.failures)
 }
 
 fn seek(locked: &Locked<'_>, offset: u64, what: SeekWhat) -> FsResult<u64> {

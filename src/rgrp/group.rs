@@ -212,6 +212,29 @@ impl Group {
         Ok(Some(slice.state(&bytes, block)?))
     }
 
+    /// Up to `limit` dinodes behind a data block, as far as the same part of the bitmap knows.
+    pub(super) fn next_dinodes<R: BlockRead + ?Sized>(
+        &self,
+        reader: &R,
+        block: BlockAddr,
+        limit: usize,
+    ) -> FsResult<Vec<BlockAddr>> {
+        let Some(slice) = self.layout.locate(block) else {
+            return Ok(Vec::new());
+        };
+        let bytes = reader.read(slice.block)?;
+        slice.check_block(&bytes)?;
+        let mut found = Vec::new();
+        let mut from = BlockAddr::new(block.get().saturating_add(1));
+        while found.len() < limit
+            && let Some(next) = slice.find_state(&bytes, from, BlockState::Dinode)?
+        {
+            found.push(next);
+            from = BlockAddr::new(next.get().saturating_add(1));
+        }
+        Ok(found)
+    }
+
     /// All dinodes without links.
     pub(super) fn unlinked<R: BlockRead + ?Sized>(&self, reader: &R) -> FsResult<Vec<BlockAddr>> {
         let mut found = Vec::new();

@@ -290,6 +290,18 @@ impl Rgrps {
         entry.group.state(&Reader::new(&self.cache, &guard), block)
     }
 
+    /// Up to `limit` dinodes behind `block` in its group.
+    ///
+    /// # Errors
+    /// As [`Rgrps::state`].
+    pub(crate) fn next_dinodes(&self, block: BlockAddr, limit: u64) -> FsResult<Vec<BlockAddr>> {
+        let entry = self.owner(block)?;
+        let guard = entry.glock.acquire(State::Sh, HolderFlags::empty())?;
+        let reader = Reader::new(&self.cache, &guard);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        entry.group.next_dinodes(&reader, block, limit)
+    }
+
     /// Every dinode without links, group by group.
     ///
     /// # Errors

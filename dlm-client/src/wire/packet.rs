@@ -213,7 +213,8 @@ impl Packet {
         })
     }
 
-    /// Appends the packet's bytes.
+    /// Appends the packet's bytes. Who makes the packet sees to it that they are at most [`PACKET_MAX`] (only names,
+    /// slots and options could be more); [`crate::midcomms::Link`] refuses what is longer.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match &self.body {
             Body::Payload { lockspace, payload } => {
@@ -344,7 +345,6 @@ fn framed(
     out.extend_from_slice(raw.as_bytes());
     body(out);
     let length = out.len().saturating_sub(start);
-    debug_assert!(length <= PACKET_MAX, "a packet of {length} bytes");
     raw.length = u16::try_from(length).unwrap_or(u16::MAX).into();
     if let Some(header) = out.get_mut(start..start.saturating_add(HEADER_LEN)) {
         header.copy_from_slice(raw.as_bytes());

@@ -10,6 +10,7 @@ mod fault;
 mod file;
 mod mem;
 mod overlay;
+mod queue;
 mod record;
 mod topology;
 
@@ -19,6 +20,7 @@ pub use fault::{Fault, FaultCounts, FaultDevice, FaultOp, FaultRule};
 pub use file::{FileDevice, OpenOptions};
 pub use mem::MemDevice;
 pub use overlay::OverlayDevice;
+pub use queue::{BATCH, Batch, PlainQueue, WriteQueue};
 pub use record::{LogEntry, RecordDevice, WriteLog};
 pub use topology::{Identity, Topology};
 
@@ -121,6 +123,16 @@ pub trait BlockDevice: Send + Sync + Debug {
     fn write_batch(&self, requests: &[WriteRequest<'_>]) -> Result<()> {
         first_error(requests.iter().map(|r| self.write_at(r.offset, r.buf)))
     }
+
+    /// A way to have writes under way while others are made; `None` where [`BlockDevice::write_at`] is the only one.
+    fn write_queue(&self) -> Option<Box<dyn WriteQueue + '_>> {
+        None
+    }
+
+    /// Does it read as zeroes wherever nothing was written since it was opened?
+    fn is_blank(&self) -> bool {
+        false
+    }
 }
 
 /// Runs every step, then answers with the first error.
@@ -184,6 +196,12 @@ macro_rules! forward {
             }
             fn write_batch(&self, requests: &[WriteRequest<'_>]) -> Result<()> {
                 (**self).write_batch(requests)
+            }
+            fn write_queue(&self) -> Option<Box<dyn WriteQueue + '_>> {
+                (**self).write_queue()
+            }
+            fn is_blank(&self) -> bool {
+                (**self).is_blank()
             }
         }
     )*};
