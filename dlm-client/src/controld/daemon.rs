@@ -46,7 +46,7 @@ struct Node {
 #[derive(Debug)]
 pub(super) struct Daemon {
     us: NodeId,
-    stamp: u64,
+    life: u32,
     nodes: BTreeMap<NodeId, Node>,
     members: Vec<NodeId>,
     /// Nodes of the configuration that were never seen.
@@ -82,10 +82,10 @@ pub(super) struct Near<'a> {
 }
 
 impl Daemon {
-    pub(super) fn new(us: NodeId, stamp: u64, startup: BTreeSet<NodeId>) -> Self {
+    pub(super) fn new(us: NodeId, life: u32, startup: BTreeSet<NodeId>) -> Self {
         Self {
             us,
-            stamp,
+            life,
             nodes: BTreeMap::new(),
             members: Vec::new(),
             configured: startup.clone(),
@@ -112,12 +112,17 @@ impl Daemon {
         }
     }
 
+    /// Which life of the node's daemon this is.
+    pub(super) const fn life(&self) -> u32 {
+        self.life
+    }
+
     /// The header of what we send in lockspaces.
     pub(super) fn header(&self) -> Header {
         Header {
             version: self.protocol.daemon_run.numbers(),
             from: self.us.0,
-            stamp: self.stamp,
+            stamp: u64::from(self.life) << 32,
             ..Header::default()
         }
     }
@@ -125,7 +130,7 @@ impl Daemon {
     fn send(&self, body: Body, out: &mut Out) {
         let header = Header {
             from: self.us.0,
-            stamp: self.stamp,
+            stamp: u64::from(self.life) << 32,
             ..Header::default()
         };
         out.push(Action::Send {

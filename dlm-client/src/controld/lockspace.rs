@@ -31,8 +31,30 @@ struct History {
     added: u32,
     /// Its number of a change minus ours.
     offset: Option<u32>,
-    /// The life of its daemon since then, as its first message said; 0 from a stock daemon.
-    stamp: Option<u64>,
+    /// The life of its daemon since then, as its first message said; none from a stock daemon.
+    life: Option<u32>,
+    /// The ring it came with; none until that is told.
+    ring: Option<u32>,
+}
+
+/// What our daemons put where stock ones put nothing: the life of the process, and the ring as the sender knew it.
+#[derive(Clone, Copy, Debug)]
+struct Stamp(u64);
+
+fn low(ring: u64) -> u32 {
+    u32::try_from(ring & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+impl Stamp {
+    fn of(life: u32, ring: u64) -> Self {
+        Self(u64::from(life) << 32 | u64::from(low(ring)))
+    }
+
+    /// Life and ring; none from a stock daemon.
+    fn parts(self) -> Option<(u32, u32)> {
+        let life = low(self.0 >> 32);
+        (life != 0).then_some((life, low(self.0)))
+    }
 }
 
 /// What the rest of the daemon knows.
@@ -163,11 +185,15 @@ impl Lockspace {
             self.forget(around, mark, *node, *reason, out);
         }
         let added: BTreeSet<NodeId> = joined.iter().map(|(node, _)| *node).collect();
+        let with_node = joined.iter().filter(|(_, reason)| *reason == Reason::NodeUp);
+        let with_node: BTreeSet<NodeId> = with_node.map(|(node, _)| *node).collect();
+        let ring = low(self.ring);
         for node in members {
             let history = self.history.entry(*node).or_default();
             if added.contains(node) {
                 history.added = self.seq;
-                history.stamp = None;
+                history.life = None;
+                history.ring = (!with_node.contains(node)).then_some(ring);
                 self.nacks.remove(node);
                 history.offset = None;
             }
@@ -220,14 +246,16 @@ impl Lockspace {
     pub(super) fn on_ring(&mut self, ring: RingId) {
         self.ring = ring.seq;
         self.ring_wait = false;
+        for history in self.history.values_mut() {
+            history.ring.get_or_insert(low(ring.seq));
+        }
     }
 
     /// A message of the group whose header was checked.
     pub(super) fn on_message(&mut self, around: &Around<'_>, from: NodeId, message: &Message, out: &mut Out) {
-        let history = self.history.entry(from).or_default();
-        if *history.stamp.get_or_insert(message.header.stamp) != message.header.stamp {
+        if let Err(why) = self.check_stamp(from, message) {
             out.error(format!(
-                "lockspace {}: message of another life of node {}'s daemon rejected",
+                "lockspace {}: message of node {} dropped: {why}",
                 self.name, from.0
             ));
             return;
@@ -246,6 +274,26 @@ impl Lockspace {
                 "lockspace {}: no use for {body:?} from {}",
                 self.name, from.0
             )),
+        }
+    }
+
+    /// Is a message of the life of the sender's daemon that we know, and if it is a START, not older than its coming?
+    ///
+    /// What a node sends while it is paused or cut off goes out when it is back, among those that have gone on without
+    /// it. Stock daemons cannot tell; they send no stamp, and get the benefit of the doubt.
+    fn check_stamp(&mut self, from: NodeId, message: &Message) -> Result<(), &'static str> {
+        let Some((life, ring)) = Stamp(message.header.stamp).parts() else {
+            return Ok(());
+        };
+        let history = self.history.entry(from).or_default();
+        if *history.life.get_or_insert(life) != life {
+            return Err("it is of another life of its daemon");
+        }
+        let start = matches!(message.body, Body::Start(_));
+        match history.ring {
+            Some(came) if ring >= came => Ok(()),
+            _ if !start => Ok(()),
+            _ => Err("it was sent before the node came back"),
         }
     }
 
@@ -271,8 +319,8 @@ impl Lockspace {
         let fits = |change: &&Change| not_started(change) && self.matches(change, from, info);
         let candidates: Vec<u32> = self.changes.iter().filter(fits).map(|c| c.seq).collect();
         let oldest = candidates.last().copied();
-        let offset = self.history.get(&from).and_then(|history| history.offset);
-        if let Some(offset) = offset {
+        let history = self.history.get(&from).copied().unwrap_or_default();
+        if let Some(offset) = history.offset {
             let exact = candidates.iter().find(|seq| seq.wrapping_add(offset) == data);
             return exact.copied().or(oldest);
         }
@@ -282,7 +330,8 @@ impl Lockspace {
             let mut count = 0_usize;
             for nack in taken_back {
                 let seq = seq.wrapping_sub(data.wrapping_sub(*nack));
-                match self.changes.iter().find(|change| change.seq == seq) {
+                let since_it_came = |change: &&Change| change.seq == seq && seq >= history.added;
+                match self.changes.iter().find(since_it_came) {
                     Some(change) if change.looks_like(info) => count = count.saturating_add(1),
                     Some(_) => return None,
                     None => {}
@@ -397,6 +446,7 @@ impl Lockspace {
             data,
             data2,
             global_id: self.global_id,
+            stamp: Stamp::of(around.daemon.life(), self.ring).0,
             ..around.daemon.header()
         };
         out.push(Action::Send {

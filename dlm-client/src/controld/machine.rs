@@ -79,23 +79,23 @@ pub struct Controld {
 }
 
 impl Controld {
-    /// A daemon that starts. `stamp` tells this life from others of the node: any number but 0.
+    /// A daemon that starts. `life` tells this life of the node's daemon from others: any number but 0.
     #[must_use]
-    pub fn new(config: ClusterConfig, conf: DlmConf, stamp: u64) -> (Self, Vec<Action>) {
+    pub fn new(config: ClusterConfig, conf: DlmConf, life: u32) -> (Self, Vec<Action>) {
         let startup = config.nodes.iter().map(|node| node.node);
         let startup: BTreeSet<NodeId> = if conf.enable_fencing && conf.enable_startup_fencing {
             startup.collect()
         } else {
             BTreeSet::new()
         };
-        let daemon = Daemon::new(config.us, stamp, startup);
+        let daemon = Daemon::new(config.us, life, startup);
         let machine = Self {
             cluster: Cluster::default(),
             daemon,
             group: Vec::new(),
             lockspaces: BTreeMap::new(),
             wanted: BTreeSet::new(),
-            safety: Safety::new(&config, stamp),
+            safety: Safety::new(&config, life),
             dead: None,
             leaving: false,
             config,

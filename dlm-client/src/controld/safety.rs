@@ -28,7 +28,7 @@ const UNDER_WAY_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Safety {
     us: NodeId,
-    stamp: u64,
+    life: u32,
     qdevice: bool,
     token: Duration,
     /// Went with their nodes; not known yet who of us was given up.
@@ -48,10 +48,10 @@ pub(super) struct Safety {
 }
 
 impl Safety {
-    pub(super) fn new(config: &ClusterConfig, stamp: u64) -> Self {
+    pub(super) fn new(config: &ClusterConfig, life: u32) -> Self {
         Self {
             us: config.us,
-            stamp,
+            life,
             qdevice: config.qdevice,
             token: config.token.max(Duration::from_millis(100)),
             apart: BTreeSet::new(),
@@ -110,7 +110,7 @@ impl Safety {
         let header = Header {
             from: self.us.0,
             data: self.counter,
-            stamp: self.stamp,
+            stamp: u64::from(self.life) << 32,
             ..Header::default()
         };
         let body = Body::Other { kind: BEAT };
@@ -129,7 +129,7 @@ impl Safety {
     }
 
     pub(super) fn on_beat(&mut self, now: Now, from: NodeId, message: &Message, out: &mut Out) {
-        let ours = from == self.us && message.header.stamp == self.stamp;
+        let ours = from == self.us && message.header.stamp == u64::from(self.life) << 32;
         if !ours || message.body != (Body::Other { kind: BEAT }) {
             return;
         }

@@ -69,7 +69,7 @@ pub(crate) struct World {
     now: Duration,
     random: fastrand::Rng,
     fenced: u32,
-    lives: u64,
+    lives: u32,
     trace: Vec<String>,
 }
 
@@ -87,8 +87,8 @@ fn shown(event: &MemberEvent) -> Option<String> {
     );
     (!quiet).then(|| {
         format!(
-            "{group:?} {from:?} flags {} {:?}",
-            message.header.flags, message.body
+            "{group:?} {from:?} flags {} data {} {:?}",
+            message.header.flags, message.header.data, message.body
         )
     })
 }
