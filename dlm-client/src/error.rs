@@ -40,6 +40,20 @@ pub enum LockError {
     /// All 2^32 lock ids are in use.
     #[error("out of lock ids")]
     OutOfIds,
+    /// The backend has no POSIX locks.
+    #[error("this lock service has no POSIX locks")]
+    NoPlocks,
+    /// A range that ends before it starts, or beyond the end of any file.
+    #[error("POSIX lock range {start}-{end}: it must not end before it starts, nor beyond {max}", max = crate::plock::OFFSET_MAX)]
+    PlockRange {
+        /// First byte.
+        start: u64,
+        /// Last byte.
+        end: u64,
+    },
+    /// No POSIX lock waits under this token.
+    #[error("no POSIX lock waits under token {0:#x}")]
+    NoSuchPlock(u64),
     /// The lock service is gone.
     #[error("lock service: {0}")]
     Service(String),

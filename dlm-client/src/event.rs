@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::{LockError, LockId, Lvb, Mode, NodeId, SbFlags};
+use crate::{LockError, LockId, Lvb, Mode, NodeId, PlockDone, SbFlags};
 
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,8 @@ pub enum Event {
         /// Grows with every membership.
         generation: u32,
     },
+    /// An operation on POSIX locks ended.
+    Plock(PlockDone),
     /// The lockspace is lost.
     Fatal(LockError),
 }

@@ -35,6 +35,10 @@
 //! 10. Dropping the [`EventQueue`] is [`Leave::Abandon`]. No thread of a backend ever calls code of the user.
 //! 11. The queue needs no bound of its own: per lock at most one Cast and, per blocked mode, one Bast are
 //!     outstanding, so its length is bounded by the locks the user asked for.
+//! 12. **POSIX locks** ([`Lockspace::plock`]) are apart from all this: every accepted operation ends in exactly one
+//!     [`Event::Plock`] with its token, also while the lockspace recovers; a waiting one ends when it is granted or
+//!     taken back. Ranges split and merge as POSIX says, locks of a member that is gone are gone. All members see the
+//!     same order of operations.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -49,13 +53,23 @@
 )]
 
 pub mod backend;
+pub mod controld;
+pub mod engine;
 pub mod error;
 pub mod event;
+pub mod fence;
 pub mod flags;
 pub mod lvb;
 mod master;
+pub mod membership;
+pub mod midcomms;
 pub mod mode;
+pub mod plock;
 pub mod resource;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
+pub mod transport;
+pub mod wire;
 
 use std::sync::Arc;
 
@@ -65,6 +79,7 @@ pub use event::{Cast, Event, EventQueue, Slot, Status};
 pub use flags::{Lkf, SbFlags};
 pub use lvb::{LVB_LEN, Lvb};
 pub use mode::Mode;
+pub use plock::{Plock, PlockDone, PlockOp, PlockStatus};
 pub use resource::ResName;
 
 /// A lock of ours in a lockspace; see rule 4 of the contract for its life.
@@ -210,6 +225,25 @@ pub trait Lockspace: Send + Sync {
         lvb: Option<&Lvb>,
     ) -> Result<Option<Cast>, LockError> {
         self.convert(id, mode, flags, lvb).map(|()| None)
+    }
+
+    /// Does something with a POSIX lock; ends in an [`Event::Plock`] with `token`, which must be unique among the
+    /// operations that have not ended.
+    ///
+    /// # Errors
+    /// [`LockError::NoPlocks`] from a backend without them, [`LockError::PlockRange`], or a lockspace already left.
+    fn plock(&self, _op: PlockOp, _lock: &Plock, _token: u64) -> Result<(), LockError> {
+        Err(LockError::NoPlocks)
+    }
+
+    /// Takes back the waiting POSIX lock with `token`: its event says [`PlockStatus::Canceled`], or
+    /// [`PlockStatus::Granted`] if that came first.
+    ///
+    /// # Errors
+    /// [`LockError::NoPlocks`], a lockspace already left, or [`LockError::NoSuchPlock`] when it has ended: its event is
+    /// on the queue.
+    fn plock_cancel(&self, _token: u64) -> Result<(), LockError> {
+        Err(LockError::NoPlocks)
     }
 
     /// What this backend can do.

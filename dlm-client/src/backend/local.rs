@@ -15,10 +15,11 @@ use parking_lot::Mutex;
 
 use crate::event::{EventSender, queue};
 use crate::master::{Ask, Effect, Resource};
+use crate::plock::table::{Locked, NodeLock, PlockTable, Waiter};
 use crate::resource::RESNAME_MAX;
 use crate::{
     Caps, Cast, ClusterInfo, CrashSafety, Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LockError, LockId,
-    Lockspace, Lvb, Mode, NodeId, ResName, Slot, SlotSource, Status,
+    Lockspace, Lvb, Mode, NodeId, Plock, PlockDone, PlockOp, PlockStatus, ResName, Slot, SlotSource, Status,
 };
 
 /// The lock service of one process.
@@ -128,6 +129,7 @@ struct State {
     members: BTreeMap<u32, Member>,
     resources: HashMap<ResName, Resource>,
     locks: HashMap<LockId, (ResName, u32)>,
+    plocks: PlockTable,
     last_lock: u32,
     last_member: u32,
     generation: u32,
@@ -162,9 +164,66 @@ impl State {
             resource.purge(member, &mut effects);
             !resource.is_empty()
         });
+        effects.extend(self.plocks.purge(NodeId(member)).iter().map(plock_granted));
         self.recover_done();
         self.deliver(effects);
         Some(gone)
+    }
+
+    fn plock(&mut self, member: u32, op: PlockOp, lock: &Plock, token: u64) -> Result<(), LockError> {
+        self.check_member(member)?;
+        lock.check()?;
+        let want = NodeLock {
+            node: NodeId(member),
+            lock: *lock,
+        };
+        let (status, ended) = match op {
+            PlockOp::Lock { wait } => {
+                let (locked, granted) = self.plocks.lock(want, wait, token);
+                let status = match locked {
+                    Locked::Granted => Some(PlockStatus::Granted),
+                    Locked::Again => Some(PlockStatus::Again),
+                    Locked::Waiting => None,
+                };
+                (status, granted.iter().map(plock_granted).collect())
+            }
+            PlockOp::Unlock { close } => {
+                let (cleared, granted) = self.plocks.unlock(want, close);
+                let cleared = cleared
+                    .iter()
+                    .map(|waiter| plock_ended(waiter, PlockStatus::Canceled));
+                let ended: Vec<_> = cleared.chain(granted.iter().map(plock_granted)).collect();
+                (Some(PlockStatus::Unlocked), ended)
+            }
+            PlockOp::Test => {
+                let status = self
+                    .plocks
+                    .test(&want)
+                    .map_or(PlockStatus::Free, |held| PlockStatus::Held {
+                        node: held.node,
+                        lock: held.lock,
+                    });
+                (Some(status), Vec::new())
+            }
+        };
+        let own = status.map(|status| (member, Event::Plock(PlockDone { token, status })));
+        self.deliver(own.into_iter().chain(ended).collect());
+        Ok(())
+    }
+
+    fn plock_cancel(&mut self, member: u32, token: u64) -> Result<(), LockError> {
+        self.check_member(member)?;
+        let waiting = self
+            .plocks
+            .waiter(NodeId(member), token)
+            .ok_or(LockError::NoSuchPlock(token))?;
+        let (canceled, granted) = self.plocks.cancel(&waiting, Some(token));
+        let canceled = canceled
+            .iter()
+            .map(|waiter| plock_ended(waiter, PlockStatus::Canceled));
+        let ended = canceled.chain(granted.iter().map(plock_granted)).collect();
+        self.deliver(ended);
+        Ok(())
     }
 
     fn send_all(&self, event: &Event) {
@@ -266,6 +325,15 @@ impl State {
         }
         Ok(effects)
     }
+}
+
+fn plock_ended(waiter: &Waiter, status: PlockStatus) -> Effect {
+    let token = waiter.token;
+    (waiter.want.node.0, Event::Plock(PlockDone { token, status }))
+}
+
+fn plock_granted(waiter: &Waiter) -> Effect {
+    plock_ended(waiter, PlockStatus::Granted)
 }
 
 /// A member's handle.
@@ -375,6 +443,14 @@ impl Lockspace for LocalLockspace {
         let effects = state.on_lock(self.member, id, |resource, out| resource.cancel(id, out))?;
         state.deliver(effects);
         Ok(())
+    }
+
+    fn plock(&self, op: PlockOp, lock: &Plock, token: u64) -> Result<(), LockError> {
+        self.space.state.lock().plock(self.member, op, lock, token)
+    }
+
+    fn plock_cancel(&self, token: u64) -> Result<(), LockError> {
+        self.space.state.lock().plock_cancel(self.member, token)
     }
 
     fn caps(&self) -> Caps {
