@@ -274,7 +274,7 @@ fn an_operation_costs_no_more_requests_than_it_must() {
     costs("open=1 read=1", &|| drop(fs::read(rig.join("d/f")).unwrap()));
     // Reading may have moved the access time.
     costs("getattr=1 open=1", &|| drop(fs::read(rig.join("d/f")).unwrap()));
-    costs("getxattr=1 open=1", &|| {
+    costs("getxattr=1 open=1 setattr=1", &|| {
         drop(File::create(rig.join("d/f")).unwrap())
     });
     let mode = |mode| fs::set_permissions(rig.join("d/f"), fs::Permissions::from_mode(mode)).unwrap();
@@ -391,6 +391,26 @@ fn set_id_bits_go_when_somebody_without_the_right_writes_truncates_or_sets_an_ac
     set(0o6755);
     std::os::unix::fs::chown(&path, Some(1001), None).unwrap();
     assert_eq!(mode(), 0o755, "a change of owner, also by root");
+    rig.unmount();
+}
+
+/// Not cut, not written, not even by an open that only truncates.
+#[test]
+fn a_program_that_runs_is_not_changed() {
+    let rig = Rig::new(false, false);
+    let path = rig.join("sleep");
+    fs::copy("/bin/sleep", &path).unwrap();
+    let size = fs::metadata(&path).unwrap().len();
+    let mut running = Command::new(&path).arg("1000").spawn().unwrap();
+    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
+        let flags = rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned());
+        let opened = rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
+        assert_eq!(opened.unwrap_err(), rustix::io::Errno::TXTBSY, "{flags:?}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), size, "{flags:?}");
+    }
+    assert!(running.try_wait().unwrap().is_none());
+    running.kill().unwrap();
+    running.wait().unwrap();
     rig.unmount();
 }
 
