@@ -150,9 +150,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Holds back what can be repaired from now on.
-    pub(crate) fn hold(mut self, history: &'a mut History) -> Self {
-        let held = Held::default();
+    /// Holds back what can be repaired from now on, besides what is held already.
+    pub(crate) fn hold(mut self, history: &'a mut History, held: Held) -> Self {
         self.repairs = Some(Repairs { held, history });
         self
     }
@@ -204,8 +203,9 @@ impl<'a> Check<'a> {
         match self.reporter.progress(Progress { stage, done, total }) {
             Control::Continue => Ok(true),
             Control::Skip => {
-                self.outcome.skipped = true;
-                Ok(false)
+                // What comes before the inodes cannot be left out.
+                self.outcome.skipped = stage >= Stage::Inodes;
+                Ok(stage < Stage::Inodes)
             }
             Control::Abort => Err(Stop::Abort),
         }

@@ -17,6 +17,7 @@ mod reader;
 mod repair;
 pub mod report;
 mod run;
+mod scan;
 mod table;
 pub mod undo;
 

@@ -15,13 +15,16 @@ use crate::{Outcome, Policy};
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::device::BlockDevice;
 use gfs2_format::log::recover_journal;
-use gfs2_format::ondisk::Superblock;
+use gfs2_format::ondisk::{MULTIHOST_FORMAT, Superblock};
 use gfs2_format::volume::{SystemFiles, read_superblock};
 use gfs2_format::{Corrupt, Error, Expected, Geometry, Volume};
 use std::io;
 
 /// After so many rounds what is left is left.
 const ROUNDS_MAX: u32 = 100;
+
+/// The oldest filesystem format.
+const FORMAT_MIN: u64 = gfs2_format::ondisk::FORMAT_MIN as u64;
 
 /// How a round ended.
 #[derive(Debug)]
@@ -160,11 +163,15 @@ impl<'a> Run<'a> {
         if shared && self.repairs && !self.policy.dry_run {
             changes.guard()?;
         }
-        let (system, journals, left) =
+        let (system, journals, left, held) =
             match self.look_at_journals(changes, &superblock, &geometry, reporter)? {
                 Some(found) => found,
                 None => return Ok(End::Again),
             };
+        if shared && !self.repairs && self.policy.preen && journals.iter().any(|journal| journal.dirty) {
+            // It may be mounted: nothing that is seen now is true for long.
+            return Ok(End::Done(left.saturating_add(held.problems.len() as u64)));
+        }
         if self.replay(changes, &superblock, &geometry, &system, &journals, reporter)? {
             return Ok(End::Again);
         }
@@ -180,7 +187,7 @@ impl<'a> Run<'a> {
             &self.policy,
         );
         if self.repairs {
-            check = check.hold(&mut self.history);
+            check = check.hold(&mut self.history, held);
         }
         let mut found = System::default();
         let result = everything(&mut check, short, &mut found);
@@ -189,8 +196,8 @@ impl<'a> Run<'a> {
         let (outcome, held, seen) = check.finish(found, whole);
         self.outcome = outcome;
         self.remember(&seen);
-        if self.outcome.skipped {
-            // Half of what there is to know is no ground for repairs.
+        if self.outcome.skipped || (self.outcome.unreadable > 0 && !self.policy.force) {
+            // Half of what there is to know is no ground for repairs: what a block holds that cannot be read looks lost.
             for problem in held
                 .problems
                 .iter()
@@ -230,9 +237,19 @@ impl<'a> Run<'a> {
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
         let mut full = false;
+        let in_place = !self.policy.dry_run;
+        if in_place
+            && held
+                .problems
+                .iter()
+                .any(|problem| repair::writes_at_once(problem.kind))
+        {
+            changes.guard()?;
+        }
         let overlay = changes.overlay();
+        let raw: &dyn BlockDevice = if in_place { self.device } else { overlay };
         let now = self.policy.now;
-        let mut edit = Editor::new(overlay, geometry, superblock, seen, now, &mut self.ledger);
+        let mut edit = Editor::new((overlay, raw), geometry, superblock, seen, now, &mut self.ledger);
         for problem in &held.problems {
             if self.history.is_news(problem) {
                 self.outcome.errors += 1;
@@ -287,14 +304,14 @@ impl<'a> Run<'a> {
     }
 
     /// Finds system files and journals; `None` when something of them was just repaired.
-    #[allow(clippy::type_complexity, reason = "three results of one step")]
+    #[allow(clippy::type_complexity, reason = "the results of one step")]
     fn look_at_journals(
         &mut self,
         changes: &mut Changes<'a>,
         superblock: &Superblock,
         geometry: &Geometry,
         reporter: &mut dyn Reporter,
-    ) -> Result<Option<(System, Vec<Journal>, u64)>, Stop> {
+    ) -> Result<Option<(System, Vec<Journal>, u64, Held)>, Stop> {
         let overlay = changes.overlay();
         let mut check = Check::new(
             overlay,
@@ -305,7 +322,7 @@ impl<'a> Run<'a> {
             &self.policy,
         );
         if self.repairs {
-            check = check.hold(&mut self.history);
+            check = check.hold(&mut self.history, Held::default());
         }
         let mut reader = Reader::new(overlay, geometry);
         let mut system = System::default();
@@ -315,7 +332,7 @@ impl<'a> Run<'a> {
         let (outcome, held, mut seen) = check.finish(System::default(), false);
         self.outcome = outcome;
         match result {
-            Ok(journals) => Ok(Some((system, journals, left))),
+            Ok(journals) => Ok(Some((system, journals, left, held))),
             Err(Stop::Fatal | Stop::Repair) if !held.problems.is_empty() => {
                 seen.system = system;
                 self.repair(changes, *superblock, geometry.clone(), seen, held, reporter)?;
@@ -395,6 +412,16 @@ fn superblock_problem(device: &dyn BlockDevice, error: Error) -> Result<Problem,
                 expected: Expected::Range(sb + 4096, u64::MAX),
             },
         ),
+        Error::Unsupported { what, found, .. } if what == "multihost format" || found < FORMAT_MIN => {
+            let (field, rule) = match what {
+                "multihost format" => (
+                    "sb_multihost_format",
+                    Expected::Value(u64::from(MULTIHOST_FORMAT)),
+                ),
+                _ => ("sb_fs_format", Expected::Rule("1801 or 1802")),
+            };
+            Problem::new(Kind::Superblock, at, field, found, rule)
+        }
         other => return Err(other),
     })
 }
@@ -449,7 +476,8 @@ fn everything(check: &mut Check<'_>, short: bool, system: &mut System) -> Step {
     check.gate(Phase::Journals)?;
     check.stage(Stage::Rgrps);
     let (rindex, content) = check.rindex(reader, system)?;
-    let totals = check.rgrps(reader, rindex, &content)?;
+    let total = check.statfs_total(reader, system);
+    let totals = check.rgrps(reader, rindex, content.as_deref(), total)?;
     drop(content);
     check.gate(Phase::Rgrps)?;
     if short && check.outcome.errors == 0 && !check.is_holding() {

@@ -128,30 +128,12 @@ fn a_crashed_volume_is_left_alone_by_n_and_replayed_by_y() {
             looked.text
         );
         assert_eq!(hash(&image), before, "{name}: -n wrote");
-        // What a crash leaves besides: unlinked inodes, which this version does not delete.
-        let unlinked = looked.text.matches("G8: ").count();
-        assert!(unlinked > 0, "{name}: {}", looked.text);
+        // What a crash leaves besides: unlinked inodes.
+        assert!(looked.text.contains("G8: "), "{name}: {}", looked.text);
         let repaired = run(&["-y"], &image);
-        assert_eq!(repaired.code, 4, "{name}: {}", repaired.text);
-        assert!(
-            repaired.text.contains("G8: not repaired: "),
-            "{name}: {}",
-            repaired.text
-        );
+        assert_eq!(repaired.code, 1, "{name}: {}", repaired.text);
         let again = run(&["-n"], &image);
-        assert_eq!(again.text.matches("J1: ").count(), 0, "{name}: {}", again.text);
-        assert_eq!(
-            again.text.matches("G8: ").count(),
-            unlinked,
-            "{name}: {}",
-            again.text
-        );
-        assert_eq!(
-            again.text.lines().filter(|l| l.contains(": block ")).count(),
-            unlinked,
-            "{name}: {}",
-            again.text
-        );
+        assert_eq!(again.code, 0, "{name}: {}", again.text);
     }
 }
 

@@ -136,6 +136,7 @@ pub(super) fn open_flags(flags: u32) -> Open {
     // O_SYNC has O_DSYNC's bit in it.
     open.set(Open::SYNC, has(libc::O_SYNC));
     open.set(Open::DSYNC, has(libc::O_DSYNC));
+    open.set(Open::DIRECT, has(libc::O_DIRECT));
     open
 }
 

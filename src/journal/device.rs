@@ -96,10 +96,12 @@ impl Writer {
     /// Writes a log header, durably on mounts with barriers; what it speaks of has been flushed before.
     pub(super) fn write_header(&self, addr: BlockAddr, block: &Block) -> FsResult<()> {
         let offset = self.geometry.byte_offset(addr);
+        // In memory that direct I/O takes as it is: a device may then write it durably in one go.
+        let block = AlignedBuf::from(&block[..]);
         let gate = self.health.write_gate()?;
         let result = match self.barriers {
-            true => self.device.write_fua(offset, block),
-            false => self.device.write_at(offset, block),
+            true => self.device.write_fua(offset, &block),
+            false => self.device.write_at(offset, &block),
         };
         drop(gate);
         result.map_err(|error| self.log_failed(error))

@@ -3,10 +3,10 @@
 //! Invariant: no block is logged and revoked in one commit (the revoke would kill the copy, FORMAT.md 7.6).
 
 use super::space::Costs;
+use crate::cache::{QuickMap, QuickSet};
 use crate::glock::GlockName;
 use gfs2_format::log::Flush;
 use gfs2_format::{Block, BlockAddr};
-use std::collections::{HashMap, HashSet};
 
 /// A block of the running commit.
 pub(super) struct RunningBlock {
@@ -18,12 +18,12 @@ pub(super) struct RunningBlock {
 /// The running commit, or one that is being flushed.
 pub(super) struct Running {
     pub(super) seq: u64,
-    blocks: HashMap<BlockAddr, RunningBlock>,
+    blocks: QuickMap<BlockAddr, RunningBlock>,
     jdata: u64,
-    revokes: HashSet<BlockAddr>,
-    owners: HashSet<GlockName>,
+    revokes: QuickSet<BlockAddr>,
+    owners: QuickSet<GlockName>,
     /// Owners whose file data must be on the device before this is durable.
-    ordered: HashSet<GlockName>,
+    ordered: QuickSet<GlockName>,
     /// It frees blocks of file data.
     frees_data: bool,
     /// The local statfs changed: the statfs_change block is logged too.
@@ -34,11 +34,11 @@ impl Running {
     pub(super) fn new(seq: u64) -> Self {
         Self {
             seq,
-            blocks: HashMap::new(),
+            blocks: QuickMap::default(),
             jdata: 0,
-            revokes: HashSet::new(),
-            owners: HashSet::new(),
-            ordered: HashSet::new(),
+            revokes: QuickSet::default(),
+            owners: QuickSet::default(),
+            ordered: QuickSet::default(),
             frees_data: false,
             statfs: false,
         }
@@ -62,11 +62,11 @@ impl Running {
         self.blocks.contains_key(&addr)
     }
 
-    pub(super) fn revokes(&self) -> &HashSet<BlockAddr> {
+    pub(super) fn revokes(&self) -> &QuickSet<BlockAddr> {
         &self.revokes
     }
 
-    pub(super) fn blocks(&self) -> &HashMap<BlockAddr, RunningBlock> {
+    pub(super) fn blocks(&self) -> &QuickMap<BlockAddr, RunningBlock> {
         &self.blocks
     }
 
@@ -74,7 +74,7 @@ impl Running {
         self.owners.contains(&owner)
     }
 
-    pub(super) fn ordered(&self) -> &HashSet<GlockName> {
+    pub(super) fn ordered(&self) -> &QuickSet<GlockName> {
         &self.ordered
     }
 

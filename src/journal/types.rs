@@ -1,10 +1,10 @@
 //! The plain types of the log: what a caller asks for and what he is told.
 
+use crate::cache::{QuickMap, QuickSet};
 use crate::glock::GlockName;
 use gfs2_format::log::{JournalMap, LocalStatfs};
 use gfs2_format::ondisk::{LogFlags, MAGIC, MetaHeader, view_mut};
 use gfs2_format::{Block, BlockAddr, Extent, Jid};
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -244,9 +244,9 @@ pub(crate) struct Change {
 /// All that a transaction did.
 #[derive(Default)]
 pub(crate) struct WorkSet {
-    pub(crate) blocks: HashMap<BlockAddr, Change>,
+    pub(crate) blocks: QuickMap<BlockAddr, Change>,
     /// Disjoint from `blocks`.
-    pub(crate) freed: HashSet<BlockAddr>,
+    pub(crate) freed: QuickSet<BlockAddr>,
     /// New contents of blocks of file data, by whose they are: on the device before the commit is durable.
     pub(crate) data: Vec<(GlockName, BlockAddr, Block)>,
     /// Blocks of file data that were freed, by whose they were.

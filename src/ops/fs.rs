@@ -6,7 +6,9 @@ use super::types::StatFs;
 use crate::cache::DataFlusher;
 use crate::error::{Errno, FsError, FsResult};
 use crate::glock::{GlockName, GlockOps, Interrupt};
-use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, IopenOps, reclaim_orphans, run_evictions};
+use crate::inode::{
+    Engine, InodeOps, InodeRef, InodeTable, IopenOps, ReadAhead, reclaim_orphans, run_evictions,
+};
 use crate::journal::{FlushReason, StopReason};
 use crate::rgrp::{IndexState, Rgrps};
 use crate::statfs::{Figures, Totals};
@@ -46,11 +48,13 @@ impl Fs {
             options,
         } = config;
         let index = Arc::new(IndexState::default());
+        let inodes = InodeTable::new();
         let rindex = volume.system.rindex;
         let inode_ops: Arc<dyn GlockOps> = Arc::new(InodeOps::new(
             Arc::clone(&cache),
             journal.clone(),
             (rindex, Arc::clone(&index)),
+            Arc::clone(&inodes),
         ));
         let rindex_glock = glocks.get(GlockName::inode(rindex.get()), &inode_ops)?;
         let rgrps = Rgrps::new(
@@ -60,7 +64,6 @@ impl Fs {
             (rindex, rindex_glock),
             index,
         );
-        let inodes = InodeTable::new();
         let iopen_ops = IopenOps::start(&inodes, &glocks, &inode_ops)?;
         let engine = Engine {
             device: Arc::clone(cache.device()),
@@ -71,6 +74,7 @@ impl Fs {
             iopen_ops,
             rgrps,
             inodes,
+            ahead: ReadAhead::default(),
             options,
             fs_format: volume.superblock.fs_format.get(),
         };

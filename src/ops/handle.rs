@@ -1,10 +1,10 @@
 //! Open files and directories.
 
+use crate::cache::QuickMap;
 use crate::error::{Errno, FsResult};
 use crate::inode::InodeRef;
 use bitflags::bitflags;
 use parking_lot::RwLock;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,7 +46,7 @@ pub(super) struct Open {
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     last: AtomicU64,
-    open: RwLock<HashMap<u64, Arc<Open>>>,
+    open: RwLock<QuickMap<u64, Arc<Open>>>,
 }
 
 impl Handles {

@@ -1,5 +1,6 @@
 //! The verbs over a volume in memory. Every test ends with the reference checker finding nothing.
 
+mod amplify;
 mod basic;
 mod crash;
 mod model;

@@ -2,8 +2,8 @@
 
 use super::{Editor, Repaired, Verdict, inode_of};
 use crate::problem::{Kind, Problem};
-use gfs2_format::Expected;
-use gfs2_format::ondisk::Dinode;
+use gfs2_format::ondisk::{BlockState, Dinode, DinodeFlags};
+use gfs2_format::{BlockAddr, Error, Expected, Extent};
 
 /// See the module documentation.
 pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
@@ -14,6 +14,16 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
             edit.change::<Dinode>(at, 0, |di| di.nlink = links.into())?;
             Ok(Verdict::Done)
         }
+        (Kind::Orphan, _) if is_system(edit, at)? => {
+            // It has been replaced by another one.
+            edit.set_state(Extent::single(at), BlockState::Free)?;
+            Ok(Verdict::Done)
+        }
         _ => Ok(Verdict::Unable("this version cannot repair it")),
     }
+}
+
+/// A file of the system tree has no place anywhere else.
+fn is_system(edit: &Editor<'_>, at: BlockAddr) -> Result<bool, Error> {
+    Ok(edit.get::<Dinode>(at, 0)?.flags().contains(DinodeFlags::SYSTEM))
 }

@@ -36,6 +36,7 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct Editor<'e> {
     overlay: &'e dyn BlockDevice,
+    raw: &'e dyn BlockDevice,
     geometry: Geometry,
     pub(crate) superblock: Superblock,
     pub(crate) seen: Seen,
@@ -52,7 +53,7 @@ pub(crate) struct Editor<'e> {
 
 impl<'e> Editor<'e> {
     pub(crate) fn new(
-        overlay: &'e dyn BlockDevice,
+        (overlay, raw): (&'e dyn BlockDevice, &'e dyn BlockDevice),
         geometry: Geometry,
         superblock: Superblock,
         seen: Seen,
@@ -61,6 +62,7 @@ impl<'e> Editor<'e> {
     ) -> Self {
         Self {
             overlay,
+            raw,
             geometry,
             superblock,
             seen,
@@ -76,6 +78,11 @@ impl<'e> Editor<'e> {
     /// The device with all changes that are saved.
     pub(crate) const fn device(&self) -> &'e dyn BlockDevice {
         self.overlay
+    }
+
+    /// Where the rings of journals are written: the device itself (in a dry run the overlay).
+    pub(crate) const fn raw(&self) -> &'e dyn BlockDevice {
+        self.raw
     }
 
     /// Makes the edits part of the repaired volume.

@@ -13,13 +13,16 @@ mod directories;
 mod duplicates;
 #[allow(dead_code, reason = "the vocabulary of the classes")]
 mod editor;
+mod find;
 mod inodes;
 mod journals;
 #[allow(dead_code, reason = "the vocabulary of the classes")]
 mod ledger;
 mod rgrps;
 mod superblock;
+mod sysfile;
 mod system;
+mod unlinked;
 mod write;
 mod xattrs;
 
@@ -97,11 +100,12 @@ pub(crate) const fn plan(kind: Kind) -> Option<(Phase, &'static str)> {
 
         JournalHead | JournalSequence => (Phase::Journals, "The journal is corrupt. Okay to repair it?"),
         JournalReplay => (Phase::Journals, "Do you want to clear the journal instead?"),
-        JournalInode | Jindex => (Phase::Journals, "Okay to rebuild the journal?"),
+        JournalInode => (Phase::Journals, "Okay to rebuild the journal?"),
 
-        Rindex => (Phase::Rgrps, "Okay to rebuild the resource index?"),
-        RindexEntry | RindexMissing => (Phase::Rgrps, "Fix the index?"),
-        RindexSize => (Phase::Rgrps, "Truncate the rindex size?"),
+        // The check goes on with the groups as they must be: the index can wait until blocks can be allocated.
+        Rindex => (Phase::SystemFiles, "Okay to rebuild the resource index?"),
+        RindexEntry | RindexMissing => (Phase::SystemFiles, "Fix the index?"),
+        RindexSize => (Phase::SystemFiles, "Truncate the rindex size?"),
         RgrpHeader | RgrpBitmap | RgrpField | RgrpCrc | RgrpSkip => (Phase::Rgrps, "Fix the resource group?"),
 
         DinodeAddress => (Phase::Inodes, "Fix address in inode?"),
@@ -122,6 +126,7 @@ pub(crate) const fn plan(kind: Kind) -> Option<(Phase, &'static str)> {
         DuplicateXattr => (Phase::Duplicates, "Okay to remove the extended attributes?"),
 
         SystemFileMissing | PerNodeMissing => (Phase::SystemFiles, "Create new system inode?"),
+        Jindex => (Phase::SystemFiles, "Okay to rebuild the journal index?"),
         SystemFile | QuotaChangeBlock => (Phase::SystemFiles, "Rebuild the system file?"),
 
         DotMissing | DotTarget => (Phase::Directories, "Is it okay to set the '.' entry right?"),
@@ -156,6 +161,14 @@ pub(crate) const fn plan(kind: Kind) -> Option<(Phase, &'static str)> {
     })
 }
 
+/// Does its repair write the ring of a journal, which is done at once?
+pub(crate) const fn writes_at_once(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::JournalHead | Kind::JournalSequence | Kind::JournalReplay | Kind::Jindex
+    )
+}
+
 /// Hands a finding to its class.
 fn dispatch(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
     use Kind::*;
@@ -169,7 +182,8 @@ fn dispatch(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         Rindex | RindexEntry | RindexMissing | RindexSize | RgrpHeader | RgrpBitmap | RgrpField | RgrpCrc
         | RgrpSkip | RgrpCount => rgrps::repair(edit, problem),
         DinodeAddress | DinodeFormal | DinodeMode | DinodeBlocks | DinodeGoal | DinodeHeight | DinodeSize
-        | DinodeFlags | Pointer | IndirectType | Unlinked => inodes::repair(edit, problem),
+        | DinodeFlags | Pointer | IndirectType => inodes::repair(edit, problem),
+        Unlinked => unlinked::repair(edit, problem),
         NotMarked | DinodeNotMarked | NotADinode | Leaked => bitmaps::repair(edit, problem),
         EaBlock | EaRecord | EaName | EaType | EaPointers | EaLast | EaPointer | EaGap => {
             xattrs::repair(edit, problem)

@@ -1,19 +1,44 @@
 //! Resource groups: the index, headers, bitmap blocks, counts.
 
+use super::sysfile::reset;
+use super::system::rindex;
 use super::{Editor, Repaired, Verdict};
 use crate::problem::{Kind, Problem};
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::ondisk::{MetaType, Rgrp};
-use gfs2_format::{BlockAddr, BlockRead, Expected};
+use gfs2_format::{BlockAddr, BlockRead, Error, Expected};
 
 /// See the module documentation.
 pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
     match problem.kind {
+        Kind::Rindex | Kind::RindexEntry | Kind::RindexMissing | Kind::RindexSize => index(edit),
         Kind::RgrpCount => field(edit, problem),
         Kind::RgrpField | Kind::RgrpCrc | Kind::RgrpSkip => field(edit, problem),
         Kind::RgrpHeader | Kind::RgrpBitmap => block(edit, problem),
         _ => Ok(Verdict::Unable("this version cannot repair it")),
     }
+}
+
+/// The resource index as the groups are, in its blocks if they can be used.
+fn index(edit: &mut Editor<'_>) -> Repaired {
+    let Some(addr) = edit.seen.system.file("rindex") else {
+        return Ok(Verdict::Unable("there is no resource index yet"));
+    };
+    if edit.seen.observed.groups().is_empty() {
+        return Ok(Verdict::Unable(
+            "resource groups are lost that cannot be found again",
+        ));
+    }
+    match rindex(edit, addr) {
+        Ok(()) => {}
+        Err(Error::Corrupt(_)) => {
+            edit.discard();
+            reset(edit, addr)?;
+            rindex(edit, addr)?;
+        }
+        Err(e) => return Err(e),
+    }
+    Ok(Verdict::Done)
 }
 
 /// One field of a header whose value is known.

@@ -6,7 +6,7 @@
 //! they are to be; last the superblock as it is to be. The device is flushed between these steps. A crash half-way
 //! leaves a volume that has to be checked before it is mounted, and on which no block in use is marked free.
 //!
-//! Invariant: nothing is written before [`Changes::write`].
+//! Invariant: nothing but the guard (and the rings of journals, behind it) is written before [`Changes::write`].
 
 use super::ledger::Ledger;
 use gfs2_format::bitmap::{BitmapSlice, RgrpLayout, find_rgrp};

@@ -32,7 +32,7 @@ pub(crate) const CASES: &[Case] = cases! {
     "master lost": m => format!("zero block {}", m.volume.system.master) => [MasterDir];
     "root lost": m => format!("zero block {}", m.volume.system.root) => [RootDir];
     "inum renamed": m => poke_name(m, m.master(""), b"inum", b"inux") => [SystemFileMissing, EntryHash];
-    "rindex renamed": m => poke_name(m, m.master(""), b"rindex", b"rindey") => [SystemFileMissing, Rindex];
+    "rindex renamed": m => poke_name(m, m.master(""), b"rindex", b"rindey") => [SystemFileMissing, Rindex, EntryHash];
     "statfs too short": _ => "set dinode(master:/statfs).di_size = 3" => [SystemFile];
     "a node's file renamed": m => poke_name(m, m.master("per_node"), b"inum_range1", b"inum_rangeX")
         => [PerNodeMissing, EntryHash];

@@ -12,13 +12,14 @@ mod flusher;
 mod write_back;
 
 use super::buffers::lock;
+use super::hash::QuickMap;
 use crate::error::{Errno, FsError, FsResult};
 use crate::glock::GlockName;
 use crate::health::Health;
 use gfs2_format::device::{AlignedBuf, BlockDevice};
 use gfs2_format::{Block, BlockAddr, Extent, Geometry};
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -63,12 +64,12 @@ struct Failure {
 
 #[derive(Debug, Default)]
 struct State {
-    owners: HashMap<GlockName, Owned>,
+    owners: QuickMap<GlockName, Owned>,
     /// Owners in the order in which they became dirty; stale entries have another epoch.
     queue: VecDeque<(GlockName, u64)>,
     /// Counts changes.
     stamp: u64,
-    failures: HashMap<GlockName, Failure>,
+    failures: QuickMap<GlockName, Failure>,
     failure_seq: u64,
     /// The flusher has something to do.
     work: bool,
