@@ -156,4 +156,11 @@ impl KernelCache for Notifications {
             tracing::debug!(inode_number, "invalidation: {error}");
         }
     }
+
+    fn invalidate_attributes(&self, inode_number: u64) {
+        // A negative offset: no pages.
+        if let Err(error) = self.inval_inode(BlockAddr::new(inode_number), -1, 0) {
+            tracing::debug!(inode_number, "invalidation: {error}");
+        }
+    }
 }

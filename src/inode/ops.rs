@@ -1,5 +1,6 @@
 //! What an inode's glock does when it changes hands.
 
+use super::table::InodeTable;
 use crate::cache::BufferCache;
 use crate::error::FsResult;
 use crate::glock::{Glock, GlockOps, State};
@@ -16,6 +17,7 @@ pub(crate) struct InodeOps {
     journal: Option<Arc<Journal>>,
     /// The rindex inode, and who must know when its lock goes.
     rindex: (BlockAddr, Arc<IndexState>),
+    inodes: Arc<InodeTable>,
 }
 
 impl InodeOps {
@@ -23,11 +25,13 @@ impl InodeOps {
         cache: Arc<BufferCache>,
         journal: Option<Arc<Journal>>,
         rindex: (BlockAddr, Arc<IndexState>),
+        inodes: Arc<InodeTable>,
     ) -> Self {
         Self {
             cache,
             journal,
             rindex,
+            inodes,
         }
     }
 }
@@ -57,6 +61,12 @@ impl GlockOps for InodeOps {
         if target == State::Un && glock.name().number == self.rindex.0.get() {
             self.rindex.1.outdated();
         }
+    }
+
+    fn kernel_pages(&self, glock: &Glock) -> bool {
+        // See `Engine::shared_pages`.
+        let addr = BlockAddr::new(glock.name().number);
+        glock.held_state() == State::Ex || !self.inodes.is_open_for_writing(addr)
     }
 
     fn instantiate(&self, _glock: &Glock) -> FsResult<()> {

@@ -48,11 +48,13 @@ impl Fs {
             options,
         } = config;
         let index = Arc::new(IndexState::default());
+        let inodes = InodeTable::new();
         let rindex = volume.system.rindex;
         let inode_ops: Arc<dyn GlockOps> = Arc::new(InodeOps::new(
             Arc::clone(&cache),
             journal.clone(),
             (rindex, Arc::clone(&index)),
+            Arc::clone(&inodes),
         ));
         let rindex_glock = glocks.get(GlockName::inode(rindex.get()), &inode_ops)?;
         let rgrps = Rgrps::new(
@@ -62,7 +64,6 @@ impl Fs {
             (rindex, rindex_glock),
             index,
         );
-        let inodes = InodeTable::new();
         let iopen_ops = IopenOps::start(&inodes, &glocks, &inode_ops)?;
         let engine = Engine {
             device: Arc::clone(cache.device()),

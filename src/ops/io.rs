@@ -35,17 +35,17 @@ impl Fs {
                     return Err(Errno::EISDIR.into());
                 }
             }
-            if flags.contains(OpenFlags::TRUNCATE) {
+            if writes {
+                // EX, not SH as in the kernel, which hears of each first store into a page and asks for EX then.
+                // We hear of none: from the open on, pages are in the kernel only while the lock is ours EX.
                 let mut locked = engine.exclusive(&inode)?;
                 check_open(locked.dinode(), flags)?;
-                if inode.kind() == FileType::Regular {
+                if flags.contains(OpenFlags::TRUNCATE) && inode.kind() == FileType::Regular {
                     set_size(&mut locked, 0, now(), &|_| {})?;
                 }
+                inode.writers.fetch_add(1, Ordering::Relaxed);
             } else {
                 check_open(engine.shared_any(&inode)?.dinode(), flags)?;
-            }
-            if writes {
-                inode.writers.fetch_add(1, Ordering::Relaxed);
             }
             let failures = engine.cache.data().failure_mark(inode.glock().name());
             Ok(self.handles.add(inode, flags, failures))
@@ -57,7 +57,10 @@ impl Fs {
     pub fn release(&self, handle: Handle) {
         if let Some(open) = self.handles.remove(handle) {
             if open.flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
-                open.inode.writers.fetch_sub(1, Ordering::Relaxed);
+                let last = open.inode.writers.fetch_sub(1, Ordering::Relaxed) == 1;
+                if let Some(group) = last.then(|| open.inode.grow_in(None)).flatten() {
+                    self.engine.rgrps.close_window(group, open.inode.addr());
+                }
             }
             drop(open);
             self.settle();
@@ -74,7 +77,7 @@ impl Fs {
             let open = self.handles.get(handle)?;
             check_regular(&open.inode)?;
             let (n, dinode) = {
-                let locked = engine.lock(&open.inode, State::Sh, HolderFlags::SERVE)?;
+                let locked = engine.shared_pages(&open.inode)?;
                 (read(&locked, offset, buf)?, *locked.dinode())
             };
             touch(engine, &open.inode, &dinode)?;
@@ -208,14 +211,18 @@ fn wants_atime(engine: &Engine, dinode: &Dinode, now: Timestamp) -> bool {
 }
 
 /// Moves the access time of an inode that was read, if it must move. `dinode` is what the reader saw; its lock is gone.
-/// A failure is only logged, as in the kernel: the read has succeeded.
+/// A failure is only logged, as in the kernel: the read has succeeded. Nobody is waited for: the kernel may keep a page
+/// locked until the read is answered, and a demote waits for that page. A time that cannot be moved now is moved by the
+/// next read.
 pub(super) fn touch(engine: &Engine, inode: &Inode, dinode: &Dinode) -> FsResult<()> {
     let now = now();
     if engine.check_writable().is_err() || !wants_atime(engine, dinode, now) || dinode.atime() >= now {
         return Ok(());
     }
     let moved = (|| {
-        let mut locked = engine.exclusive(inode)?;
+        let Some(mut locked) = engine.try_exclusive(inode)? else {
+            return Ok(());
+        };
         if locked.dinode().atime() >= now || !wants_atime(engine, locked.dinode(), now) {
             return Ok(());
         }

@@ -161,7 +161,7 @@ impl<'a> Plan<'a> {
     fn make(&mut self, kind: FileType) -> String {
         let (dir, name) = (self.some_dir(), self.new_name());
         let (parent, bytes) = (self.addr(dir), name.as_bytes());
-        let target = "t".repeat(self.rng.usize(1..300));
+        let target = "t".repeat(self.rng.usize(1..250));
         let fs = &self.node.fs;
         let made = errno(match kind {
             FileType::Dir => fs.mkdir(&ROOT, parent, bytes, 0o755, 0),
