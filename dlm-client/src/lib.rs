@@ -59,7 +59,6 @@ pub mod error;
 pub mod event;
 pub mod flags;
 pub mod lvb;
-mod master;
 pub mod midcomms;
 pub mod mode;
 pub mod plock;
