@@ -57,13 +57,17 @@ pub mod controld;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod fence;
 pub mod flags;
 pub mod lvb;
 mod master;
+pub mod membership;
 pub mod midcomms;
 pub mod mode;
 pub mod plock;
 pub mod resource;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 pub mod transport;
 pub mod wire;
 
