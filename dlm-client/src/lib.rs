@@ -64,6 +64,8 @@ pub mod midcomms;
 pub mod mode;
 pub mod plock;
 pub mod resource;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 pub mod transport;
 pub mod wire;
 

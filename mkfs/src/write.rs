@@ -8,7 +8,7 @@ mod output;
 
 use crate::bitmap::RgrpBuffer;
 use crate::error::Result;
-use crate::journal::HeaderCrc;
+use crate::journal::HeaderSteps;
 use crate::plan::Plan;
 use gfs2_format::device::{BATCH, BlockDevice};
 use gfs2_format::geometry::SUPERBLOCK_OFFSET;
@@ -110,7 +110,7 @@ fn wipe(device: &dyn BlockDevice, plan: &Plan) -> Result<()> {
 fn write_journals(outputs: &mut Outputs<'_>, plan: &Plan, progress: &dyn Progress) -> Result<()> {
     let layout = plan.layout();
     let shift = plan.geometry().bsize_shift();
-    let crc = HeaderCrc::new(plan.geometry());
+    let steps = HeaderSteps::new(plan.geometry());
     let chunk = (BATCH >> shift) as u64;
     // However a journal lies, it touches at most this many chunks.
     let chunks = layout.journal_file().div_ceil(chunk) + 1;
@@ -121,7 +121,7 @@ fn write_journals(outputs: &mut Outputs<'_>, plan: &Plan, progress: &dyn Progres
         || (),
         |output, (), item| {
             let (jid, part) = (item / chunks, item % chunks);
-            let (Some(journal), Some(rgrp)) = (plan.journal(&crc, jid), layout.rgrp(jid)) else {
+            let (Some(journal), Some(rgrp)) = (plan.journal(&steps, jid), layout.rgrp(jid)) else {
                 return Ok(());
             };
             let end = rgrp.data0 + journal.blocks();

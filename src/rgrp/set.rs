@@ -204,6 +204,15 @@ impl Rgrps {
         self.hold(&entry, true)?.ok_or_else(|| Errno::EAGAIN.into())
     }
 
+    /// A file that grew in the group at `group` does not grow there any more.
+    pub(crate) fn close_window(&self, group: BlockAddr, file: BlockAddr) {
+        let entries = Arc::clone(&self.entries.read());
+        let found = entries.binary_search_by_key(&group, |e| e.group.layout().addr());
+        if let Some(entry) = found.ok().and_then(|index| entries.get(index)) {
+            entry.group.close_window(file.get());
+        }
+    }
+
     /// `None`: somebody of this node is at it and `wait` is not wanted.
     fn hold(&self, entry: &Entry, wait: bool) -> FsResult<Option<Hold>> {
         if !wait && entry.group.is_busy() {

@@ -20,6 +20,20 @@
 //! each failed member; the end of recovery gives RecoverDone. Casts and Basts that fall between are held back until after
 //! it. [`crate::Event::Fatal`] ends it all: the engine does nothing more.
 
+mod barrier;
+mod calls;
+mod directory;
+mod grant;
+mod inspect;
 mod interface;
+mod members;
+mod rebuild;
+mod receive;
+mod send;
+mod state;
+mod store;
+mod waiters;
 
+pub use inspect::{LockInfo, LockRole, Queue, ResourceInfo};
 pub use interface::{Config, Level, Member, Output, Start, TimerId};
+pub use state::Engine;

@@ -27,6 +27,9 @@ pub const BATCH: usize = 2 << 20;
 const PIECES: usize = 128;
 /// Batches of a queue, the one being filled included.
 const BATCHES: usize = 3;
+/// A queue has one batch less until this many were handed over: to zero a new huge page costs more time of the processor
+/// than to write it does.
+const FEW: usize = 16;
 /// Entries of the submission queue: never fewer than can be under way, for the reason given at the batched I/O.
 const QUEUE: u32 = 512;
 const _: () = assert!(QUEUE as usize > BATCHES * PIECES + 1);
@@ -268,6 +271,8 @@ pub(super) struct RingQueue<'a> {
     spare: Vec<Batch>,
     /// Batches there are, wherever.
     batches: usize,
+    /// Batches handed over.
+    submitted: usize,
     failed: Option<Error>,
 }
 
@@ -285,6 +290,7 @@ impl<'a> RingQueue<'a> {
             running: Vec::with_capacity(PIECES),
             spare: Vec::new(),
             batches: 0,
+            submitted: 0,
             failed: None,
         })
     }
@@ -349,7 +355,12 @@ impl WriteQueue for RingQueue<'_> {
             if let Some(batch) = self.spare.pop() {
                 return Ok(batch);
             }
-            if self.batches < BATCHES || self.running.is_empty() {
+            let most = if self.submitted < FEW {
+                BATCHES - 1
+            } else {
+                BATCHES
+            };
+            if self.batches < most || self.running.is_empty() {
                 self.batches = self.batches.saturating_add(1);
                 return Ok(Batch::new());
             }
@@ -362,6 +373,7 @@ impl WriteQueue for RingQueue<'_> {
         for (offset, bytes) in batch.pieces() {
             self.device.check_write("write", offset, bytes.len() as u64)?;
         }
+        self.submitted = self.submitted.saturating_add(1);
         let batch = Arc::new(batch);
         for piece in &batch.pieces {
             if self.device.fits(piece.offset, piece.range.len()) {
