@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::codec::{ChangeInfo, StartFlags};
+use super::daemon::Mark;
 use crate::NodeId;
 
 /// Where a change stands.
@@ -35,6 +36,8 @@ pub(super) struct Member {
 pub(super) struct Change {
     pub(super) seq: u32,
     pub(super) stage: Stage,
+    /// What the daemons' group must have told before this change can be judged.
+    pub(super) mark: Mark,
     pub(super) members: BTreeMap<NodeId, Member>,
     /// Who went, and whether it failed.
     pub(super) removed: Vec<(NodeId, bool)>,

@@ -22,7 +22,7 @@ const DAEMON_MAX: Version = Version::new(3, 1, 1);
 const ENGINE_MAX: Version = Version::new(1, 1, 1);
 
 /// See [`Daemon::mark`].
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Mark(u64);
 
 /// A node, as a daemon.
@@ -372,10 +372,14 @@ impl Daemon {
         Mark(self.protocols_sent)
     }
 
-    /// Is it known, since the mark, that the node need not be fenced (any more)?
-    pub(super) fn is_fenced(&self, node: NodeId, mark: Mark) -> bool {
-        let needed = self.nodes.get(&node).is_some_and(|node| node.need.is_some());
-        self.protocols_heard >= mark.0 && !needed
+    /// Has everything come that was told before the mark?
+    pub(super) fn has_passed(&self, mark: Mark) -> bool {
+        self.protocols_heard >= mark.0
+    }
+
+    /// Must the node be fenced?
+    pub(super) fn needs_fencing(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|node| node.need.is_some())
     }
 
     fn any_need(&self) -> bool {
@@ -521,30 +525,36 @@ impl Daemon {
 
     /// Partitions that merged with state: nothing is fenced before one side is gone. True: not sorted out yet.
     fn sort_out_merge(&mut self, near: &Near<'_>, out: &mut Out) -> bool {
+        let us = self.us;
         let present = || self.nodes.iter().filter(|(_, node)| node.member);
-        let merged = present().filter(|(_, node)| node.merged).count();
-        let partial = present()
-            .filter(|(_, node)| !node.merged && node.protocol.is_none())
-            .count();
-        let clean = present()
-            .filter(|(_, node)| !node.merged && node.protocol.is_some())
-            .count();
-        let lowest = present().next().map(|(id, _)| *id);
-        if near.two_node || merged == 0 {
+        let merged: Vec<NodeId> = present()
+            .filter(|(_, node)| node.merged)
+            .map(|(id, _)| *id)
+            .collect();
+        if near.two_node || merged.is_empty() {
             self.merge_wait = false;
             return false;
         }
-        if partial == 0 && clean >= merged {
-            if lowest == Some(self.us) {
-                for (id, node) in self.nodes.iter_mut().filter(|(_, node)| node.merged) {
-                    if !node.killed {
-                        node.killed = true;
-                        out.push(Action::Kill(*id));
-                    }
+        let partial = present().any(|(_, node)| !node.merged && node.protocol.is_none());
+        // Those of our side that see the merge: nodes without state see nothing strange.
+        let stateful = |id: &NodeId, node: &Node| {
+            let flags = node.protocol.map_or(0, |protocol| protocol.daemon_run.flags);
+            *id == us || (!node.merged && flags & STATEFUL != 0)
+        };
+        let ours: Vec<NodeId> = present()
+            .filter(|(id, node)| stateful(id, node))
+            .map(|(id, _)| *id)
+            .collect();
+        let (first, other) = (ours.first(), merged.first());
+        let stronger = ours.len() > merged.len() || (ours.len() == merged.len() && first < other);
+        self.merge_wait = !partial && ours.len() < merged.len();
+        if !partial && stronger && first == Some(&us) {
+            for (id, node) in self.nodes.iter_mut().filter(|(_, node)| node.merged) {
+                if !node.killed {
+                    node.killed = true;
+                    out.push(Action::Kill(*id));
                 }
             }
-        } else if partial == 0 {
-            self.merge_wait = true;
         }
         true
     }

@@ -24,8 +24,8 @@ const NACKS_MAX: usize = 64;
 /// What is remembered of a node that ever was a member.
 #[derive(Clone, Copy, Debug, Default)]
 struct History {
-    /// It failed, and that may still wait for fencing: what the daemons' group must have told first.
-    failed: Option<Mark>,
+    /// It failed since the last start.
+    failed: bool,
     last_match: u32,
     /// The last change with which it came.
     added: u32,
@@ -182,7 +182,7 @@ impl Lockspace {
         self.since = around.now.mono;
         self.seq = self.seq.wrapping_add(1).max(1);
         for (node, reason) in left {
-            self.forget(around, mark, *node, *reason, out);
+            self.forget(around, *node, *reason, out);
         }
         let added: BTreeSet<NodeId> = joined.iter().map(|(node, _)| *node).collect();
         let with_node = joined.iter().filter(|(_, reason)| *reason == Reason::NodeUp);
@@ -211,6 +211,7 @@ impl Lockspace {
         let change = Change {
             seq: self.seq,
             stage: Stage::Conditions,
+            mark,
             members: members.iter().map(member).collect(),
             removed: left
                 .iter()
@@ -231,10 +232,10 @@ impl Lockspace {
         self.changes.push_front(change);
     }
 
-    fn forget(&mut self, around: &Around<'_>, mark: Mark, node: NodeId, reason: Reason, out: &mut Out) {
+    fn forget(&mut self, around: &Around<'_>, node: NodeId, reason: Reason, out: &mut Out) {
         let history = self.history.entry(node).or_default();
         if reason.is_failure() && around.options.enable_fencing {
-            history.failed = Some(mark);
+            history.failed = true;
         }
         match reason {
             Reason::NodeDown => self.ring_wait = true,
@@ -396,7 +397,12 @@ impl Lockspace {
     /// The condition the newest change waits for.
     fn wait(&self, around: &Around<'_>) -> Option<Wait> {
         let ring = around.cluster.ring;
-        if self.ring_wait || self.ring != ring || around.daemon.ring != ring {
+        let behind = |change: &Change| !around.daemon.has_passed(change.mark);
+        if self.ring_wait
+            || self.ring != ring
+            || around.daemon.ring != ring
+            || self.changes.front().is_some_and(behind)
+        {
             return Some(Wait::Ring);
         }
         if around.options.enable_quorum_lockspace && !around.cluster.quorate {
@@ -406,11 +412,7 @@ impl Lockspace {
             let pending: Vec<NodeId> = self
                 .history
                 .iter()
-                .filter(|(node, history)| {
-                    history
-                        .failed
-                        .is_some_and(|mark| !around.daemon.is_fenced(**node, mark))
-                })
+                .filter(|(node, history)| history.failed && around.daemon.needs_fencing(**node))
                 .map(|(node, _)| *node)
                 .collect();
             if !pending.is_empty() || around.daemon.fencing_in_progress() {
@@ -431,7 +433,7 @@ impl Lockspace {
         if stage == Stage::Conditions && self.wait(around).is_none() {
             self.history
                 .values_mut()
-                .for_each(|history| history.failed = None);
+                .for_each(|history| history.failed = false);
             self.send_start(around, out);
         }
         let ready = |change: &Change| change.stage == Stage::Messages && change.all_started();

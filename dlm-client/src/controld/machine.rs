@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::action::{Action, Fatal, Job, Now, Order, Out};
 use super::cluster::Cluster;
 use super::codec::Message;
-use super::daemon::{Daemon, Mark, Near};
+use super::daemon::{Daemon, Near};
 use super::lockspace::{Around, Lockspace};
 use super::safety::Safety;
 use super::status::Status;
@@ -162,10 +162,8 @@ impl Controld {
                 if quorate != self.cluster.quorate {
                     out.info(format!("quorum {}", if quorate { "gained" } else { "lost" }));
                 }
-                let stateful = self.daemon.is_stateful();
-                let fatal = self.safety.on_quorum(stateful, quorate, &members, &self.group);
+                self.safety.on_quorum(quorate, &members);
                 self.cluster.on_quorum(now, quorate, ring, &members, &renewed);
-                return fatal;
             }
             MemberEvent::Ring { group, ring } => match group {
                 Group::Daemons => self.daemon.on_ring(ring),
@@ -225,12 +223,7 @@ impl Controld {
             }
             Group::Beat => self.safety.on_beat_confchg(now, members),
             Group::Lockspace(name) => {
-                let failure = left.iter().any(|(_, reason)| reason.is_failure());
-                let mark = if failure {
-                    self.daemon.mark(out)
-                } else {
-                    Mark::default()
-                };
+                let mark = self.daemon.mark(out);
                 let (lockspace, around) = self.within(now, &name)?;
                 if we_left && !lockspace.is_leaving() {
                     let group = Group::Lockspace(name).name();

@@ -174,27 +174,29 @@ impl Safety {
                 self.inquorate = self.inquorate || !cluster.quorate;
             }
         }
-        let back: Vec<NodeId> = joined.iter().map(|(node, _)| *node).collect();
+        let mut back = Vec::new();
+        for (node, reason) in joined {
+            if *reason == Reason::NodeUp {
+                back.push(*node);
+            } else {
+                // Started anew: it knows nothing of us.
+                self.apart.remove(node);
+            }
+        }
         let stayed = members.iter().copied().filter(|node| !back.contains(node));
         self.verdict(stateful, &stayed.collect::<Vec<_>>(), &back)
     }
 
-    pub(super) fn on_quorum(
-        &mut self,
-        stateful: bool,
-        quorate: bool,
-        members: &[NodeId],
-        group: &[NodeId],
-    ) -> Option<Fatal> {
+    pub(super) fn on_quorum(&mut self, quorate: bool, members: &[NodeId]) {
         if !self.apart.is_empty() && !quorate {
             self.inquorate = true;
         }
-        let fatal = self.verdict(stateful, group, members);
         if quorate {
-            self.apart.clear();
+            self.apart.retain(|node| members.contains(node));
+        }
+        if self.apart.is_empty() {
             self.inquorate = false;
         }
-        fatal
     }
 
     /// Nodes are here again: were some of them apart?

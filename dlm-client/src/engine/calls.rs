@@ -207,7 +207,7 @@ impl Engine {
     }
 
     /// A lock of ours that has not ended.
-    fn own(&self, id: LockId) -> Result<Index, LockError> {
+    pub(super) fn own(&self, id: LockId) -> Result<Index, LockError> {
         let index = self.store.lock_by_id(id.0).ok_or(LockError::NoSuchLock(id))?;
         let bits = self.store.locks.at(index).bits;
         if bits.intersects(Bits::MASTER_COPY | Bits::ENDED) {

@@ -325,7 +325,8 @@ impl Engine {
         }
         rsb.bits |= RsbBits::INACTIVE;
         rsb.lvb = None;
-        if rsb.bits.contains(RsbBits::UNNAMED) {
+        let alone = self.config.toss.is_zero() && (nodir || (rsb.master == Some(us) && rsb.dir == us));
+        if rsb.bits.contains(RsbBits::UNNAMED) || alone {
             self.store.free_rsb(index);
             return;
         }

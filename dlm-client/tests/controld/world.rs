@@ -266,7 +266,11 @@ impl World {
                 let engine = self.nodes.get_mut(&id).unwrap().engines.entry(space.to_owned());
                 engine.or_default().running = None;
             }
-            Order::Left => drop(self.nodes.get_mut(&id).unwrap().engines.remove(space)),
+            Order::Left => {
+                let node = self.nodes.get_mut(&id).unwrap();
+                node.engines.remove(space);
+                node.plocks.remove(space);
+            }
             Order::Start(start) => {
                 let members: Vec<NodeId> = start.members.iter().map(|member| member.node).collect();
                 self.check_start(id, space, &members, start.gone.iter().any(|gone| gone.node == id));
@@ -520,6 +524,8 @@ impl World {
         if self.random.u8(0..6) == 0 && !waiting.is_empty() {
             let token = waiting[self.random.usize(0..waiting.len())];
             if let Ok(actions) = machine.plock_cancel(now, space, token) {
+                self.trace
+                    .push(format!("{:?} {id:?} {space} {token} cancel", self.now));
                 self.obey(id, actions);
             }
             return;
@@ -534,6 +540,8 @@ impl World {
         node.token += 1;
         let token = node.token;
         if let Ok(actions) = machine.plock(now, space, op, &lock, token) {
+            self.trace
+                .push(format!("{:?} {id:?} {space} {token} {op:?} {lock:?}", self.now));
             node.plocks.entry(space.to_owned()).or_default().insert(token);
             self.obey(id, actions);
         }
