@@ -90,6 +90,7 @@ impl Engine {
             // The answer to an operation, and to what overlaps it.
             while self.recover_waiter(index) {}
         }
+        self.gone.awaited.clear();
     }
 
     /// True: one awaited answer was made up, there may be another.
@@ -102,7 +103,7 @@ impl Engine {
             lock.bits |= Bits::RESEND;
             return false;
         }
-        if !self.config.nodir && !self.gone.contains(&lock.wait_node) {
+        if !self.config.nodir && !self.gone.awaited.contains(&lock.wait_node) {
             return false;
         }
         // Where nothing is left of the lock, the operation that was overlapped has ended it.
