@@ -287,8 +287,13 @@ impl Engine {
         });
         if let Some(index) = known {
             let lock = self.store.locks.at_mut(index);
-            lock.rebuilt = seq;
-            return Ok((lock.id, WireResult::EXIST));
+            if !self.config.nodir || lock.rebuilt == seq {
+                lock.rebuilt = seq;
+                return Ok((lock.id, WireResult::EXIST));
+            }
+            // Without a directory all is built anew: what we said of the old copy since is void.
+            self.store.dequeue(index);
+            self.end(index);
         }
         let mut lock = master_copy(from, told.lkid, told.ownpid);
         lock.exflags = told.exflags;

@@ -520,7 +520,8 @@ impl Cluster {
                     let until = self.now.saturating_add(self.rng.below(2_000_000));
                     self.note(format!("{} freeze {} until {until}", self.now, node.0));
                     if let Some(known) = self.nodes.get_mut(&node) {
-                        known.frozen_until = until;
+                        // What waits for it already waits until then.
+                        known.frozen_until = until.max(known.frozen_until);
                     }
                 }
             }
