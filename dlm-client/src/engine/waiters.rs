@@ -4,6 +4,7 @@
 //! overlaps it.
 
 use super::Engine;
+use super::calls::Held;
 use super::interface::Level;
 use super::store::{Bits, Index, Place, RsbBits};
 use crate::wire::{MsgType, WireResult};
@@ -151,6 +152,15 @@ impl Engine {
         // Nobody knows whether the old master granted it: the new one finds out from the other locks.
         if self.remove_from_waiters(index, MsgType::ConvertReply, Some(WireResult::INPROGRESS)) {
             self.convert_replied(index, WireResult::INPROGRESS, None);
+        }
+        let lock = self.store.locks.at_mut(index);
+        if lock.bits.contains(Bits::OVERLAP_CANCEL) && !lock.bits.contains(Bits::OVERLAP_UNLOCK) {
+            // Taken back when it is known again what is held.
+            lock.settle_cancel();
+            lock.stale_cancels = 0;
+            lock.exflags.remove(Lkf::CANCEL);
+            let id = lock.id;
+            self.hold(index, Held::Cancel { id });
         }
         let lock = self.store.locks.at_mut(index);
         lock.grmode = None;
