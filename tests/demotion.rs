@@ -165,7 +165,7 @@ impl Stage {
 /// Takes any lock away, in any way, at any moment.
 fn demoter(stage: &Stage, seed: u64) {
     let mut rng = Rng::with_seed(seed);
-    let (glocks, system) = (&stage.node.glocks, stage.reader.volume.system.clone());
+    let (glocks, system) = (&stage.node.glocks, stage.reader.volume.system);
     while !stage.stop.load(Ordering::Relaxed) {
         let name = match rng.u32(..10) {
             0..=5 => {

@@ -203,8 +203,9 @@ impl<'a> Check<'a> {
         match self.reporter.progress(Progress { stage, done, total }) {
             Control::Continue => Ok(true),
             Control::Skip => {
-                self.outcome.skipped = true;
-                Ok(false)
+                // What comes before the inodes cannot be left out.
+                self.outcome.skipped = stage >= Stage::Inodes;
+                Ok(stage < Stage::Inodes)
             }
             Control::Abort => Err(Stop::Abort),
         }

@@ -8,6 +8,7 @@ use gfs2_fsck::undo::{self, UndoDevice};
 use gfs2_fsck::{Outcome, Policy};
 use std::fs::File;
 use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +28,8 @@ const USAGE: u8 = 16;
 
 /// The user ended it.
 const CANCELLED: u8 = 32;
+/// The system's libraries failed.
+const LIBRARY: u8 = 128;
 /// Memory for changes when nothing else is said.
 const MEMORY: u64 = 64 << 20;
 
@@ -37,7 +40,7 @@ const MEMORY: u64 = 64 << 20;
     disable_help_flag = true,
     disable_version_flag = true,
     after_help = "Exit codes, added up: 0 clean, 1 everything found was repaired, 4 damage is left, 8 the device \
-                  failed, 16 usage, 32 cancelled.\nThe volume must not be mounted anywhere, on any node."
+                  failed, 16 usage, 32 cancelled, 128 library.\nThe volume must not be mounted anywhere, on any node."
 )]
 struct Options {
     /// Preen: like -p
@@ -216,7 +219,14 @@ fn check(options: &Options, path: &Path, device: &dyn BlockDevice, preen: bool) 
     } else {
         Answers::Ask
     };
-    let mut terminal = Terminal::new(level, answers, options.json);
+    let mut terminal = match Terminal::new(level, answers, options.json) {
+        Ok(terminal) => terminal,
+        Err(e) => {
+            complain(&format!("fsck.gfs2: signals: {e}"));
+            return LIBRARY;
+        }
+    };
+    syslog(&format!("{}: started", path.display()));
     if level > 1 && !options.json {
         say(&format!(
             "{}: {} bytes, sectors of {}",
@@ -227,13 +237,25 @@ fn check(options: &Options, path: &Path, device: &dyn BlockDevice, preen: bool) 
     }
     let result = gfs2_fsck::check(device, &policy, &mut terminal);
     terminal.finish();
-    match result {
+    let code = match result {
         Ok(outcome) => conclude(options, path, &outcome),
         Err(e @ Error::Unsupported { .. }) => usage(&format!("fsck.gfs2: {}: {e}", path.display())),
         Err(e) => {
             complain(&format!("fsck.gfs2: {}: {e}", path.display()));
             OPERATIONAL
         }
+    };
+    syslog(&format!("{}: exits with {code}", path.display()));
+    code
+}
+
+/// As the reference, a run leaves its traces in the system's log; where there is none, it does without.
+fn syslog(text: &str) {
+    // Facility user, severity info.
+    let line = format!("<14>fsck.gfs2[{}]: {text}", std::process::id());
+    if let Ok(socket) = UnixDatagram::unbound() {
+        let _ = socket.set_nonblocking(true);
+        let _ = socket.send_to(line.as_bytes(), "/dev/log");
     }
 }
 
@@ -274,6 +296,16 @@ fn conclude(options: &Options, path: &Path, outcome: &Outcome) -> u8 {
         say(&format!(
             "{device}: {errors} problems found, {corrected} repaired."
         ));
+    }
+    if outcome.unreadable > 0 && errors > 0 && !options.no && !options.force {
+        complain(
+            "fsck.gfs2: blocks cannot be read, and what they hold looks lost: nothing is repaired without -f.",
+        );
+    }
+    if (options.preen || options.auto) && !options.force && outcome.uncorrected() > 0 {
+        complain(
+            "Please make sure no node has the file system mounted then rerun fsck.gfs2 manually without -a or -p.",
+        );
     }
     if outcome.stopped {
         complain("fsck.gfs2: the check ended early: what comes after that damage cannot be judged.");

@@ -168,6 +168,10 @@ impl<'a> Run<'a> {
                 Some(found) => found,
                 None => return Ok(End::Again),
             };
+        if shared && !self.repairs && self.policy.preen && journals.iter().any(|journal| journal.dirty) {
+            // It may be mounted: nothing that is seen now is true for long.
+            return Ok(End::Done(left.saturating_add(held.problems.len() as u64)));
+        }
         if self.replay(changes, &superblock, &geometry, &system, &journals, reporter)? {
             return Ok(End::Again);
         }
@@ -192,8 +196,8 @@ impl<'a> Run<'a> {
         let (outcome, held, seen) = check.finish(found, whole);
         self.outcome = outcome;
         self.remember(&seen);
-        if self.outcome.skipped {
-            // Half of what there is to know is no ground for repairs.
+        if self.outcome.skipped || (self.outcome.unreadable > 0 && !self.policy.force) {
+            // Half of what there is to know is no ground for repairs: what a block holds that cannot be read looks lost.
             for problem in held
                 .problems
                 .iter()

@@ -1,10 +1,16 @@
 //! What a run says, and how it asks: lines for people in the style of the reference tool, or JSON for machines.
 
 use gfs2_format::log::RecoveryReport;
-use gfs2_fsck::{Class, Fate, Problem, Question, Reporter, Stage};
+use gfs2_fsck::{Class, Control, Fate, Problem, Progress, Question, Reporter, Stage};
 use serde_json::{Value, json};
-use std::io::{self, BufRead, Write};
-use std::time::Instant;
+use signal_hook::consts::{SIGINT, SIGUSR1};
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often the progress is drawn.
+const DRAW: Duration = Duration::from_millis(250);
 
 /// Writes a line; a closed pipe is no reason to stop a check half-way.
 pub(crate) fn say(text: &str) {
@@ -30,6 +36,26 @@ pub(crate) struct Terminal {
     answers: Answers,
     json: bool,
     stage: Option<(Stage, Instant)>,
+    /// A progress line is on the terminal; when it was drawn.
+    drawn: Option<Instant>,
+    draws: bool,
+    signals: Signals,
+}
+
+/// What was asked for by signals since the last look.
+#[derive(Debug, Default)]
+struct Signals {
+    interrupt: Arc<AtomicBool>,
+    tell: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let signals = Self::default();
+        signal_hook::flag::register(SIGINT, Arc::clone(&signals.interrupt))?;
+        signal_hook::flag::register(SIGUSR1, Arc::clone(&signals.tell))?;
+        Ok(signals)
+    }
 }
 
 /// The reference's name of a stage.
@@ -53,18 +79,91 @@ const fn is_pass(stage: Stage) -> bool {
 }
 
 impl Terminal {
-    pub(crate) const fn new(level: u8, answers: Answers, json: bool) -> Self {
-        Self {
+    /// Listens to the signals, too.
+    pub(crate) fn new(level: u8, answers: Answers, json: bool) -> io::Result<Self> {
+        Ok(Self {
             level,
             answers,
             json,
             stage: None,
+            drawn: None,
+            draws: level > 0 && !json && io::stdout().is_terminal(),
+            signals: Signals::listen()?,
+        })
+    }
+
+    fn line(&mut self, least: u8, text: &str) {
+        if self.level >= least && !self.json {
+            self.wipe();
+            say(text);
         }
     }
 
-    fn line(&self, least: u8, text: &str) {
-        if self.level >= least && !self.json {
-            say(text);
+    /// Takes the progress line off the terminal.
+    fn wipe(&mut self) {
+        if self.drawn.take().is_some() {
+            let mut out = io::stdout().lock();
+            let _ = write!(out, "\r\x1b[K");
+            let _ = out.flush();
+        }
+    }
+
+    fn draw(&mut self, progress: Progress) {
+        let now = Instant::now();
+        let due = self.drawn.is_none_or(|drawn| now.duration_since(drawn) >= DRAW);
+        let young = self
+            .stage
+            .is_none_or(|(_, since)| now.duration_since(since) < DRAW);
+        if self.draws && due && !young {
+            let mut out = io::stdout().lock();
+            let _ = write!(out, "\r\x1b[K{}", self.how_far(progress));
+            let _ = out.flush();
+            self.drawn = Some(now);
+        }
+    }
+
+    /// Pass, percentage, time left.
+    fn how_far(&self, progress: Progress) -> String {
+        let name = pass(progress.stage);
+        if progress.total == 0 {
+            return name.to_owned();
+        }
+        let share = progress.done.min(progress.total) as f64 / progress.total as f64;
+        let spent = self.stage.map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
+        let percent = share * 100.0;
+        if share < 0.01 {
+            return format!("{name}: {percent:.0} percent complete.");
+        }
+        let left = spent / share - spent;
+        format!("{name}: {percent:.0} percent complete, {left:.0}s left.")
+    }
+
+    /// Asks as the reference does what to do after Ctrl-C; the end of the input is the end of the check.
+    fn interrupted(&mut self, progress: Progress) -> Control {
+        self.wipe();
+        let mut out = io::stdout().lock();
+        let _ = writeln!(
+            out,
+            "\nfsck.gfs2 interrupted during {}:  {}",
+            pass(progress.stage),
+            self.how_far(progress)
+        );
+        loop {
+            let _ = write!(
+                out,
+                "Do you want to abort fsck.gfs2, skip the rest of this pass or continue (a/s/c)? "
+            );
+            let _ = out.flush();
+            let mut answer = String::new();
+            match io::stdin().lock().read_line(&mut answer) {
+                Ok(0) | Err(_) => return Control::Abort,
+                Ok(_) => match answer.trim() {
+                    "a" | "A" => return Control::Abort,
+                    "s" | "S" => return Control::Skip,
+                    "c" | "C" => return Control::Continue,
+                    _ => {}
+                },
+            }
         }
     }
 
@@ -151,7 +250,21 @@ impl Reporter for Terminal {
         }
     }
 
+    fn progress(&mut self, progress: Progress) -> Control {
+        if self.signals.tell.swap(false, Ordering::Relaxed) {
+            let text = self.how_far(progress);
+            self.wipe();
+            complain(&text);
+        }
+        if self.signals.interrupt.swap(false, Ordering::Relaxed) {
+            return self.interrupted(progress);
+        }
+        self.draw(progress);
+        Control::Continue
+    }
+
     fn ask(&mut self, question: Question<'_>) -> bool {
+        self.wipe();
         match self.answers {
             Answers::Yes => true,
             Answers::Ask => Self::ask_aloud(question),

@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const SHARDS: usize = 64;
@@ -31,6 +31,8 @@ pub(crate) struct Inode {
     unlinked: AtomicBool,
     /// Open handles that may write; grows under the lock EX only.
     pub(crate) writers: AtomicU32,
+    /// Resource group that keeps blocks for it to grow into; 0: none.
+    window: AtomicU64,
     commits: Mutex<Commits>,
 }
 
@@ -83,6 +85,13 @@ impl Inode {
         if !times_only {
             commits.meta = commits.meta.max(seq);
         }
+    }
+
+    /// It grows in this group from now on (`None`: nowhere); gives where it grew before, if that is another.
+    pub(crate) fn grow_in(&self, group: Option<BlockAddr>) -> Option<BlockAddr> {
+        let group = group.map_or(0, BlockAddr::get);
+        let before = self.window.swap(group, Ordering::Relaxed);
+        (before != group && before != 0).then(|| BlockAddr::new(before))
     }
 
     /// What is known of its commits.
@@ -255,6 +264,7 @@ impl InodeTable {
                 iopen: Mutex::new(Some(new.iopen)),
                 unlinked: AtomicBool::new(false),
                 writers: AtomicU32::new(0),
+                window: AtomicU64::new(0),
                 commits: Mutex::default(),
             }),
             users: 0,

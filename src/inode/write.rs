@@ -241,7 +241,14 @@ fn fill(
         min: cost(1).blocks(),
         ..Want::near(goal(locked), cost(blocks).blocks())
     };
-    let hold = engine.rgrps.reserve(&want)?;
+    let mut hold = engine.rgrps.reserve(&want)?;
+    // A file that has blocks and gets more behind its end will probably get more still.
+    if locked.dinode().blocks.get() > 1 && at + data.len() as u64 > locked.dinode().size.get() {
+        hold.grow(locked.addr());
+        if let Some(before) = locked.inode.grow_in(Some(hold.group().layout().addr())) {
+            engine.rgrps.close_window(before, locked.addr());
+        }
+    }
     let room = u64::from(hold.available());
     let mut blocks = blocks;
     while blocks > 1 && cost(blocks).blocks() > room {
@@ -322,7 +329,8 @@ fn put(
             } else {
                 let blocks = data[source..source + len].chunks_exact(bsize as usize);
                 let addresses = (addr.get()..).map(BlockAddr::new);
-                staged.extend(addresses.zip(blocks.map(Block::from)));
+                let cache = locked.engine.cache.data();
+                staged.extend(addresses.zip(blocks.map(|bytes| cache.block_of(bytes))));
             }
             from += len as u64;
         }

@@ -57,7 +57,10 @@ impl Fs {
     pub fn release(&self, handle: Handle) {
         if let Some(open) = self.handles.remove(handle) {
             if open.flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
-                open.inode.writers.fetch_sub(1, Ordering::Relaxed);
+                let last = open.inode.writers.fetch_sub(1, Ordering::Relaxed) == 1;
+                if let Some(group) = last.then(|| open.inode.grow_in(None)).flatten() {
+                    self.engine.rgrps.close_window(group, open.inode.addr());
+                }
             }
             drop(open);
             self.settle();

@@ -204,9 +204,12 @@ fn metadata(mount: &Mount, files: u64) {
     measure(mount, "sync", 1, |fs| fs.sync().unwrap());
 }
 
-fn sequential(mount: &Mount, name: &str, size: usize, total: usize) {
+fn sequential(mount: &Mount, name: &str, size: usize, total: usize, flags: OpenFlags) {
     let root = mount.fs.root().addr;
-    let (addr, handle) = create(&mount.fs, root, name);
+    let (addr, made) = create(&mount.fs, root, name);
+    mount.fs.release(made);
+    let flags = flags | OpenFlags::READ | OpenFlags::WRITE;
+    let handle = mount.fs.open(addr, flags).unwrap();
     let mut data = AlignedBuf::zeroed(size);
     data.fill(0x5a);
     let ops = (total / size) as u64;
@@ -291,9 +294,10 @@ fn main() {
         metadata(&mount, 20_000);
     }
     if wants("seq") {
-        sequential(&mount, "1M", 1 << 20, 256 << 20);
-        sequential(&mount, "4k", 4096, 64 << 20);
-        sequential(&mount, "100B", 100, 1 << 20);
+        sequential(&mount, "1M", 1 << 20, 256 << 20, OpenFlags::empty());
+        sequential(&mount, "1M direct", 1 << 20, 256 << 20, OpenFlags::DIRECT);
+        sequential(&mount, "4k", 4096, 64 << 20, OpenFlags::empty());
+        sequential(&mount, "100B", 100, 1 << 20, OpenFlags::empty());
     }
     if wants("append") {
         appends(&mount, device.as_ref(), 2000);

@@ -185,12 +185,19 @@ impl Node {
         })
     }
 
-    /// Unmounts. Nothing may be left, unless the node has withdrawn.
+    /// Unmounts a node that is well.
     #[track_caller]
-    pub fn unmount(mut self) {
-        let withdrawn = self.cache.health().is_withdrawn();
+    pub fn unmount(self) {
+        let health = Arc::clone(self.cache.health());
+        let ended = self.end();
+        assert_eq!(health.cause(), None);
+        ended.expect("a clean end");
+    }
+
+    /// Unmounts; nothing may be left, whether that went well or not.
+    #[track_caller]
+    pub fn end(mut self) -> FsResult<()> {
         let ended = self.fs.shutdown();
-        assert!(withdrawn || ended.is_ok(), "shutdown: {ended:?}");
         if let Some(daemon) = self.daemon.take() {
             daemon.stop();
         }
@@ -200,14 +207,12 @@ impl Node {
             1,
             "somebody still has the filesystem"
         );
-        let Self {
-            fs, glocks, cache, ..
-        } = self;
+        let Self { fs, glocks, .. } = self;
         drop(fs);
         let report = glocks.clear_all();
         assert!(report.left.is_empty(), "glocks left: {report:?}");
-        assert_eq!(cache.health().is_withdrawn(), withdrawn, "withdrew at unmount");
         glocks.shutdown(Leave::Clean).expect("to leave the lockspace");
+        ended
     }
 
     /// Leaves everything as it stands: a crash, seen from the device.

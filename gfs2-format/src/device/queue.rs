@@ -27,6 +27,9 @@ pub const BATCH: usize = 2 << 20;
 const PIECES: usize = 128;
 /// Batches of a queue, the one being filled included.
 const BATCHES: usize = 3;
+/// A queue has one batch less until this many were handed over: to zero a new huge page costs more time of the processor
+/// than to write it does.
+const FEW: usize = 16;
 /// Entries of the submission queue: never fewer than can be under way, for the reason given at the batched I/O.
 const QUEUE: u32 = 512;
 const _: () = assert!(QUEUE as usize > BATCHES * PIECES + 1);
@@ -83,7 +86,8 @@ impl Piece {
 pub struct Batch {
     memory: Memory,
     pieces: Vec<Piece>,
-    kept: usize,
+    /// What is known of the beginning of the memory, and how far.
+    kept: (u32, usize),
 }
 
 impl Batch {
@@ -93,7 +97,7 @@ impl Batch {
         Self {
             memory: Memory::new(),
             pieces: Vec::new(),
-            kept: BATCH,
+            kept: (0, BATCH),
         }
     }
 
@@ -124,7 +128,7 @@ impl Batch {
         }
         let (start, continues) = self.place(offset);
         let end = start.checked_add(len)?;
-        self.kept = self.kept.min(start);
+        self.kept.1 = self.kept.1.min(start);
         match self.pieces.last_mut() {
             Some(last) if continues => last.range.end = end,
             _ => self.pieces.push(Piece {
@@ -141,16 +145,23 @@ impl Batch {
         self.pieces.is_empty()
     }
 
-    /// How much of the beginning of the memory is as it was when [`Batch::keep`] was called last (new memory: all of it,
-    /// and zero). Adding a piece makes it less.
+    /// How much of the beginning of the memory holds what [`Batch::keep`] was told last, if that was `what`. Of new
+    /// memory all is known as 0: zeroes. To add a piece makes it less.
     #[must_use]
-    pub fn kept(&self) -> usize {
-        self.kept
+    pub fn kept(&self, what: u32) -> usize {
+        if self.kept.0 == what { self.kept.1 } else { 0 }
     }
 
-    /// Says that the first `len` bytes of the memory are of use to whoever fills it the next time.
-    pub fn keep(&mut self, len: usize) {
-        self.kept = len;
+    /// Says what the first `len` bytes of the memory hold, for whoever fills them the next time: they may need to change
+    /// little. `what` is of the filler's own choice.
+    pub fn keep(&mut self, what: u32, len: usize) {
+        self.kept = (what, len);
+    }
+
+    /// Where in the memory a piece for `offset` would begin.
+    #[must_use]
+    pub fn position(&self, offset: u64) -> usize {
+        self.place(offset).0
     }
 
     /// The pieces: where each goes, and its bytes.
@@ -268,6 +279,8 @@ pub(super) struct RingQueue<'a> {
     spare: Vec<Batch>,
     /// Batches there are, wherever.
     batches: usize,
+    /// Batches handed over.
+    submitted: usize,
     failed: Option<Error>,
 }
 
@@ -285,6 +298,7 @@ impl<'a> RingQueue<'a> {
             running: Vec::with_capacity(PIECES),
             spare: Vec::new(),
             batches: 0,
+            submitted: 0,
             failed: None,
         })
     }
@@ -349,7 +363,12 @@ impl WriteQueue for RingQueue<'_> {
             if let Some(batch) = self.spare.pop() {
                 return Ok(batch);
             }
-            if self.batches < BATCHES || self.running.is_empty() {
+            let most = if self.submitted < FEW {
+                BATCHES - 1
+            } else {
+                BATCHES
+            };
+            if self.batches < most || self.running.is_empty() {
                 self.batches = self.batches.saturating_add(1);
                 return Ok(Batch::new());
             }
@@ -362,6 +381,7 @@ impl WriteQueue for RingQueue<'_> {
         for (offset, bytes) in batch.pieces() {
             self.device.check_write("write", offset, bytes.len() as u64)?;
         }
+        self.submitted = self.submitted.saturating_add(1);
         let batch = Arc::new(batch);
         for piece in &batch.pieces {
             if self.device.fits(piece.offset, piece.range.len()) {

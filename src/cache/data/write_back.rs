@@ -13,6 +13,8 @@ use std::sync::atomic::Ordering;
 
 /// Bytes of one batch, at most.
 const BATCH_BYTES: usize = 4 << 20;
+/// From this many bytes on, writing pieces one after the other is no slower than at once.
+const LONG_BYTES: usize = 256 << 10;
 /// Bytes of one write, at most.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -250,9 +252,15 @@ impl Batch<'_> {
         }
         let gate = self.cache.health.write_gate()?;
         let requests = self.requests();
-        let result = match requests.as_slice() {
-            [one] => self.cache.device.write_at(one.offset, one.buf),
-            many => self.cache.device.write_batch(many),
+        let device = &self.cache.device;
+        // Long pieces keep a device busy by themselves, and go to it without another copy.
+        let result = if requests.iter().all(|request| request.buf.len() >= LONG_BYTES) || requests.len() == 1
+        {
+            requests
+                .iter()
+                .try_for_each(|request| device.write_at(request.offset, request.buf))
+        } else {
+            device.write_batch(&requests)
         };
         drop(requests);
         drop(gate);
@@ -326,5 +334,6 @@ impl Batch<'_> {
             .written
             .fetch_add(self.items.len() as u64, Ordering::Relaxed);
         cache.writes.fetch_add(writes, Ordering::Relaxed);
+        cache.spare.keep(self.items.into_iter().map(|item| item.block));
     }
 }
