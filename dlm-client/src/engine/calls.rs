@@ -216,7 +216,7 @@ impl Engine {
         Ok(index)
     }
 
-    fn hold(&mut self, index: Index, call: Held) {
+    pub(super) fn hold(&mut self, index: Index, call: Held) {
         let lock = self.store.locks.at_mut(index);
         lock.held = lock.held.saturating_add(1);
         self.held.push_back(call);
