@@ -1,7 +1,7 @@
 //! The node: whatever needs a lock, a cache, a log or a kernel.
 //!
 //! Layers, lowest first; a module may use those above it in this list only (held by `tests/layering.rs`):
-//! `error`, `health`; `glock`; `cache`, `journal`; `txn`; `rgrp`, `inode`; `dir`, `xattr`, `statfs`; `recovery`;
+//! `error`, `health`, `sleep`; `glock`; `cache`, `journal`; `txn`; `rgrp`, `inode`; `dir`, `xattr`, `statfs`; `recovery`;
 //! `ops`; `fuse`; `mount`.
 
 pub mod cache;
@@ -17,6 +17,7 @@ pub mod mount;
 pub mod ops;
 pub mod recovery;
 pub(crate) mod rgrp;
+pub mod sleep;
 pub(crate) mod statfs;
 pub mod txn;
 pub(crate) mod xattr;

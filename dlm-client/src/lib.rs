@@ -40,7 +40,7 @@
 //!     taken back. Ranges split and merge as POSIX says, locks of a member that is gone are gone. All members see the
 //!     same order of operations.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(
@@ -54,6 +54,7 @@
 
 pub mod backend;
 pub mod controld;
+pub mod engine;
 pub mod error;
 pub mod event;
 pub mod fence;
@@ -61,9 +62,14 @@ pub mod flags;
 pub mod lvb;
 mod master;
 pub mod membership;
+pub mod midcomms;
 pub mod mode;
 pub mod plock;
 pub mod resource;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
+pub mod transport;
+pub mod wire;
 
 use std::sync::Arc;
 

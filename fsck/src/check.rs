@@ -1,5 +1,7 @@
 //! The state of a check, and its two gates: every finding goes through `found`, every pointer through `claim`.
 //!
+//! In a run that repairs, findings that can be repaired are held back here, see [`crate::repair`].
+//!
 //! A check walks the volume once to observe. Only when blocks turn out to have several owners it walks again, quietly,
 //! to find out who they are. Invariants: a block that has been claimed before is never descended into again, so
 //! cycles end; memory is bounded by two bits a block of used groups, 32 bytes an inode, and what one directory or one
@@ -7,7 +9,8 @@
 
 use crate::observed::{Code, Observed};
 use crate::problem::{Class, Kind, Problem};
-use crate::report::{Reporter, Stage};
+use crate::repair::{Held, History, Phase, Seen};
+use crate::report::{Control, Progress, Reporter, Stage};
 use crate::table::Inodes;
 use crate::{Outcome, Policy, pass};
 use gfs2_format::device::BlockDevice;
@@ -18,6 +21,10 @@ use std::collections::BTreeMap;
 /// Why a check ends early.
 #[derive(Debug)]
 pub(crate) enum Stop {
+    /// The caller wants no more.
+    Abort,
+    /// What was found so far has to be repaired before more is believed.
+    Repair,
     /// A fatal finding has been reported.
     Fatal,
     /// The device or the caller's request is at fault.
@@ -101,6 +108,17 @@ pub(crate) struct Check<'a> {
     shared_unlisted: u64,
     /// The second walk: look for owners, report nothing.
     searching: bool,
+    now: Stage,
+    repairs: Option<Repairs<'a>>,
+    /// Errors of this round that are not to be repaired (again).
+    left: u64,
+}
+
+/// Of a run that repairs: what waits for its repair, and what became of earlier findings.
+#[derive(Debug)]
+struct Repairs<'a> {
+    held: Held,
+    history: &'a mut History,
 }
 
 impl<'a> Check<'a> {
@@ -126,12 +144,71 @@ impl<'a> Check<'a> {
             shared_listed: policy.duplicates_listed,
             shared_unlisted: 0,
             searching: false,
+            now: Stage::System,
+            repairs: None,
+            left: 0,
         }
+    }
+
+    /// Holds back what can be repaired from now on, besides what is held already.
+    pub(crate) fn hold(mut self, history: &'a mut History, held: Held) -> Self {
+        self.repairs = Some(Repairs { held, history });
+        self
+    }
+
+    /// Does something wait for its repair?
+    pub(crate) fn is_holding(&self) -> bool {
+        let repairs = self.repairs.as_ref();
+        repairs.is_some_and(|repairs| !repairs.held.problems.is_empty())
+    }
+
+    /// Errors of this round that stay.
+    pub(crate) fn left_errors(&mut self) -> u64 {
+        self.settle();
+        self.left
+    }
+
+    /// Ends the round here if something of this phase or an earlier one waits for its repair.
+    pub(crate) fn gate(&mut self, phase: Phase) -> Step {
+        self.settle();
+        match &self.repairs {
+            Some(repairs) if repairs.held.wants(phase) => Err(Stop::Repair),
+            _ => Ok(()),
+        }
+    }
+
+    /// What waits for its repair, and what the round has seen.
+    pub(crate) fn finish(mut self, system: pass::system::System, complete: bool) -> (Outcome, Held, Seen) {
+        self.settle();
+        let held = self.repairs.map(|repairs| repairs.held).unwrap_or_default();
+        let seen = Seen {
+            observed: self.observed,
+            inodes: self.inodes,
+            directories: self.directories,
+            system,
+            complete,
+        };
+        (self.outcome, held, seen)
     }
 
     pub(crate) fn stage(&mut self, stage: Stage) {
         self.settle();
+        self.now = stage;
         self.reporter.stage(stage);
+    }
+
+    /// Says how far the stage is. False: the rest of it is left out.
+    pub(crate) fn tick(&mut self, done: u64, total: u64) -> Step<bool> {
+        let stage = self.now;
+        match self.reporter.progress(Progress { stage, done, total }) {
+            Control::Continue => Ok(true),
+            Control::Skip => {
+                // What comes before the inodes cannot be left out.
+                self.outcome.skipped = stage >= Stage::Inodes;
+                Ok(stage < Stage::Inodes)
+            }
+            Control::Abort => Err(Stop::Abort),
+        }
     }
 
     /// Is this the second walk?
@@ -159,6 +236,15 @@ impl<'a> Check<'a> {
         let Some(problem) = self.pending.take() else {
             return;
         };
+        if let Some(repairs) = &mut self.repairs {
+            if repairs.held.take(&problem, repairs.history) {
+                return;
+            }
+            self.left += u64::from(problem.kind.class() != Class::Warning);
+            if !repairs.history.is_news(&problem) {
+                return;
+            }
+        }
         match problem.kind.class() {
             Class::Warning => self.outcome.warnings += 1,
             Class::Error | Class::Fatal => self.outcome.errors += 1,

@@ -3,12 +3,19 @@
 use clap::Parser;
 use gfs2_format::Error;
 use gfs2_format::device::{BlockDevice, FileDevice, OpenOptions};
-use gfs2_format::log::{LogTime, RecoveryReport};
-use gfs2_fsck::{Class, Outcome, Policy, Problem, Question, Reporter, Stage};
-use std::io::{self, BufRead, Write};
+use gfs2_format::log::LogTime;
+use gfs2_fsck::undo::{self, UndoDevice};
+use gfs2_fsck::{Outcome, Policy};
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+mod terminal;
+
+use terminal::{Answers, Terminal, complain, say};
 
 /// Everything found was repaired.
 const FIXED: u8 = 1;
@@ -19,14 +26,21 @@ const OPERATIONAL: u8 = 8;
 /// Wrong usage: options, a device that cannot be opened, a volume this version does not know.
 const USAGE: u8 = 16;
 
-/// Checks a GFS2 volume; repairs dirty journals.
+/// The user ended it.
+const CANCELLED: u8 = 32;
+/// The system's libraries failed.
+const LIBRARY: u8 = 128;
+/// Memory for changes when nothing else is said.
+const MEMORY: u64 = 64 << 20;
+
+/// Checks and repairs a GFS2 volume.
 #[derive(Debug, Parser)]
 #[command(
     name = "fsck.gfs2",
     disable_help_flag = true,
     disable_version_flag = true,
     after_help = "Exit codes, added up: 0 clean, 1 everything found was repaired, 4 damage is left, 8 the device \
-                  failed, 16 usage.\nThe volume must not be mounted anywhere, on any node."
+                  failed, 16 usage, 32 cancelled, 128 library.\nThe volume must not be mounted anywhere, on any node."
 )]
 struct Options {
     /// Preen: like -p
@@ -56,6 +70,21 @@ struct Options {
     /// Answer yes to every question
     #[arg(short = 'y')]
     yes: bool,
+    /// Repair in memory only, and show what would be written
+    #[arg(long = "dry-run")]
+    dry_run: bool,
+    /// Keep what is overwritten in this new file
+    #[arg(long = "undo", value_name = "FILE")]
+    undo: Option<PathBuf>,
+    /// Put back what such a file has kept, and do nothing else
+    #[arg(long = "restore", value_name = "FILE")]
+    restore: Option<PathBuf>,
+    /// Memory for changes before they are written, in bytes (K, M, G)
+    #[arg(long = "memory", value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// One JSON object a line instead of text
+    #[arg(long = "json")]
+    json: bool,
     /// The block device or image file
     device: Option<PathBuf>,
 }
@@ -104,11 +133,58 @@ fn run() -> u8 {
     let Some(path) = options.device.clone() else {
         return usage("fsck.gfs2: no device given; -h shows the usage");
     };
-    let device = match open(&path, options.no) {
+    let look = options.no || (options.dry_run && options.restore.is_none());
+    let device = match open(&path, look) {
         Ok(device) => device,
         Err(e) => return usage(&format!("fsck.gfs2: {}: {e}", path.display())),
     };
-    check(&options, &path, &device, preen)
+    if let Some(file) = &options.restore {
+        return restore(&path, &device, file);
+    }
+    let Some(file) = options.undo.as_ref().filter(|_| !look) else {
+        return check(&options, &path, &device, preen);
+    };
+    let kept = File::create_new(file).map_err(|e| e.to_string());
+    let kept = kept.and_then(|file| UndoDevice::new(&device, file).map_err(|e| e.to_string()));
+    match kept {
+        Ok(device) => check(&options, &path, &device, preen),
+        Err(e) => usage(&format!("fsck.gfs2: {}: {e}", file.display())),
+    }
+}
+
+/// A number of bytes with K, M or G behind it.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" => 0,
+        "k" | "K" | "KiB" => 10,
+        "m" | "M" | "MiB" => 20,
+        "g" | "G" | "GiB" => 30,
+        other => return Err(format!("{other} is no unit; K, M and G are")),
+    };
+    let number: u64 = digits.parse().map_err(|e| format!("{digits}: {e}"))?;
+    let bytes = number.checked_mul(1 << shift).ok_or("too large")?;
+    match bytes {
+        0..0x10_0000 => Err("at least 1M is needed".to_owned()),
+        _ => Ok(bytes),
+    }
+}
+
+fn restore(path: &Path, device: &FileDevice, file: &Path) -> u8 {
+    let opened = match File::open(file) {
+        Ok(opened) => opened,
+        Err(e) => return usage(&format!("fsck.gfs2: {}: {e}", file.display())),
+    };
+    match undo::restore(device, opened) {
+        Ok(bytes) => {
+            say(&format!("{}: {bytes} bytes put back.", path.display()));
+            0
+        }
+        Err(e) => {
+            complain(&format!("fsck.gfs2: {}: {e}", path.display()));
+            OPERATIONAL
+        }
+    }
 }
 
 fn open(path: &Path, read_only: bool) -> Result<FileDevice, Error> {
@@ -124,7 +200,7 @@ fn open(path: &Path, read_only: bool) -> Result<FileDevice, Error> {
         .open(path)
 }
 
-fn check(options: &Options, path: &Path, device: &FileDevice, preen: bool) -> u8 {
+fn check(options: &Options, path: &Path, device: &dyn BlockDevice, preen: bool) -> u8 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut policy = Policy::repair(LogTime {
         sec: now.as_secs(),
@@ -133,11 +209,25 @@ fn check(options: &Options, path: &Path, device: &FileDevice, preen: bool) -> u8
     policy.read_only = options.no;
     policy.preen = preen;
     policy.force = options.force;
-    let mut terminal = Terminal {
-        level: u8::from(!options.quiet) + options.verbose,
-        yes: options.yes || preen,
+    policy.dry_run = options.dry_run;
+    // What may not be written stays in memory: of a journal as much as it holds.
+    let unwritten = options.no || options.dry_run;
+    policy.memory = options.memory.unwrap_or(if unwritten { 1 << 30 } else { MEMORY });
+    let level = u8::from(!options.quiet) + options.verbose;
+    let answers = if options.yes || preen || options.dry_run {
+        Answers::Yes
+    } else {
+        Answers::Ask
     };
-    if terminal.level > 1 {
+    let mut terminal = match Terminal::new(level, answers, options.json) {
+        Ok(terminal) => terminal,
+        Err(e) => {
+            complain(&format!("fsck.gfs2: signals: {e}"));
+            return LIBRARY;
+        }
+    };
+    syslog(&format!("{}: started", path.display()));
+    if level > 1 && !options.json {
         say(&format!(
             "{}: {} bytes, sectors of {}",
             path.display(),
@@ -145,112 +235,96 @@ fn check(options: &Options, path: &Path, device: &FileDevice, preen: bool) -> u8
             device.sector_size()
         ));
     }
-    match gfs2_fsck::check(device, &policy, &mut terminal) {
+    let result = gfs2_fsck::check(device, &policy, &mut terminal);
+    terminal.finish();
+    let code = match result {
         Ok(outcome) => conclude(options, path, &outcome),
         Err(e @ Error::Unsupported { .. }) => usage(&format!("fsck.gfs2: {}: {e}", path.display())),
         Err(e) => {
             complain(&format!("fsck.gfs2: {}: {e}", path.display()));
             OPERATIONAL
         }
+    };
+    syslog(&format!("{}: exits with {code}", path.display()));
+    code
+}
+
+/// As the reference, a run leaves its traces in the system's log; where there is none, it does without.
+fn syslog(text: &str) {
+    // Facility user, severity info.
+    let line = format!("<14>fsck.gfs2[{}]: {text}", std::process::id());
+    if let Ok(socket) = UnixDatagram::unbound() {
+        let _ = socket.set_nonblocking(true);
+        let _ = socket.send_to(line.as_bytes(), "/dev/log");
     }
 }
 
 fn conclude(options: &Options, path: &Path, outcome: &Outcome) -> u8 {
+    let code = exit_code(options, outcome);
+    if options.json {
+        let summary = serde_json::json!({
+            "event": "summary", "device": path.display().to_string(), "errors": outcome.errors,
+            "warnings": outcome.warnings, "repaired": outcome.corrected, "unreadable": outcome.unreadable,
+            "preened": outcome.preened, "stopped": outcome.stopped, "cancelled": outcome.cancelled, "exit": code,
+        });
+        say(&summary.to_string());
+        return code;
+    }
     let device = path.display();
-    let mut code = 0;
-    if outcome.preened {
+    let (errors, corrected) = (outcome.errors, outcome.corrected);
+    if outcome.cancelled {
+        say(&format!("{device}: interrupted; nothing more was written."));
+    } else if outcome.skipped {
+        say(&format!(
+            "{device}: {errors} problems found; a part was left out."
+        ));
+    } else if outcome.preened {
         say(&format!("{device}: clean."));
-    } else if outcome.errors == 0 {
+    } else if errors == 0 {
         if !options.quiet {
             say(&format!("{device}: clean, {} warnings.", outcome.warnings));
         }
-    } else if outcome.uncorrected() == 0 {
-        code = FIXED;
+    } else if options.dry_run {
         say(&format!(
-            "{device}: {} problems found, all of them repaired.",
-            outcome.errors
+            "{device}: {errors} problems found, {corrected} could be repaired."
+        ));
+    } else if outcome.uncorrected() == 0 {
+        say(&format!(
+            "{device}: {errors} problems found, all of them repaired."
         ));
     } else {
-        code = UNCORRECTED;
         say(&format!(
-            "{device}: {} problems found, {} repaired. This version repairs dirty journals only: for the rest use \
-             the fsck.gfs2 of gfs2-utils.",
-            outcome.errors, outcome.corrected
+            "{device}: {errors} problems found, {corrected} repaired."
         ));
+    }
+    if outcome.unreadable > 0 && errors > 0 && !options.no && !options.force {
+        complain(
+            "fsck.gfs2: blocks cannot be read, and what they hold looks lost: nothing is repaired without -f.",
+        );
+    }
+    if (options.preen || options.auto) && !options.force && outcome.uncorrected() > 0 {
+        complain(
+            "Please make sure no node has the file system mounted then rerun fsck.gfs2 manually without -a or -p.",
+        );
     }
     if outcome.stopped {
         complain("fsck.gfs2: the check ended early: what comes after that damage cannot be judged.");
     }
-    code | if outcome.unreadable > 0 { OPERATIONAL } else { 0 }
+    code
 }
 
-/// Writes a line; a closed pipe is no reason to stop a check half-way.
-fn say(text: &str) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
-}
-
-fn complain(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+fn exit_code(options: &Options, outcome: &Outcome) -> u8 {
+    let damage = match outcome {
+        Outcome { cancelled: true, .. } => CANCELLED,
+        Outcome { skipped: true, .. } => UNCORRECTED,
+        Outcome { preened: true, .. } | Outcome { errors: 0, .. } => 0,
+        _ if options.dry_run || outcome.uncorrected() > 0 => UNCORRECTED,
+        _ => FIXED,
+    };
+    damage | if outcome.unreadable > 0 { OPERATIONAL } else { 0 }
 }
 
 fn usage(text: &str) -> u8 {
     complain(text.trim_end());
     USAGE
-}
-
-#[derive(Debug)]
-struct Terminal {
-    /// 0: findings; 1: stages, too; 2: details.
-    level: u8,
-    yes: bool,
-}
-
-impl Reporter for Terminal {
-    fn stage(&mut self, stage: Stage) {
-        if self.level > 0 {
-            say(&format!("Checking {stage}."));
-        }
-    }
-
-    fn problem(&mut self, problem: &Problem) {
-        match problem.kind.class() {
-            Class::Warning => say(&format!("Warning: {problem}")),
-            Class::Error | Class::Fatal => say(&problem.to_string()),
-        }
-    }
-
-    fn ask(&mut self, question: Question) -> bool {
-        if self.yes {
-            say(&format!("{question} (y/n) y"));
-            return true;
-        }
-        loop {
-            let mut out = io::stdout().lock();
-            let _ = write!(out, "{question} (y/n) ");
-            let _ = out.flush();
-            let mut answer = String::new();
-            match io::stdin().lock().read_line(&mut answer) {
-                // The end of the input is a no.
-                Ok(0) | Err(_) => return false,
-                Ok(_) => match answer.trim() {
-                    "y" | "Y" | "yes" => return true,
-                    "n" | "N" | "no" => return false,
-                    _ => {}
-                },
-            }
-        }
-    }
-
-    fn replayed(&mut self, report: &RecoveryReport, in_memory: bool) {
-        let counts = report.counts;
-        let how = if in_memory {
-            "in memory only, for this check"
-        } else {
-            "on the device"
-        };
-        say(&format!(
-            "journal{}: {} of {} blocks replayed {how}, {} revokes.",
-            report.jid, counts.replayed, counts.found, counts.revokes
-        ));
-    }
 }

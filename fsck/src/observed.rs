@@ -143,7 +143,34 @@ impl Observed {
         }
     }
 
+    /// The bitmap says free, and nobody uses the block.
+    pub(crate) fn is_unused(&self, addr: BlockAddr) -> bool {
+        let after = self.groups.partition_point(|g| g.layout.addr() <= addr);
+        let Some(group) = after.checked_sub(1).and_then(|n| self.groups.get(n)) else {
+            return false;
+        };
+        let index = addr.get().saturating_sub(group.layout.data0().get());
+        let index = u32::try_from(index).ok();
+        let known = group.layout.contains_data(addr) && !group.blind;
+        known && index.is_some_and(|index| group.code(index) == Code::Free)
+    }
+
+    /// A repair gave the block this state: free is free, anything else is in use.
+    pub(crate) fn note_state(&mut self, addr: BlockAddr, state: BlockState) {
+        if let Some(slot) = self.locate(addr) {
+            let code = match state {
+                BlockState::Free => Code::Free,
+                _ => Code::Seen,
+            };
+            self.set_code(slot, code);
+        }
+    }
+
     pub(crate) fn set_seen(&mut self, slot: Slot) {
+        self.set_code(slot, Code::Seen);
+    }
+
+    fn set_code(&mut self, slot: Slot, code: Code) {
         let Some(group) = self.groups.get_mut(slot.group) else {
             return;
         };
@@ -152,12 +179,21 @@ impl Observed {
         }
         if let Some(byte) = group.codes.get_mut(slot.index as usize / 4) {
             let shift = slot.index % 4 * 2;
-            *byte = *byte & !(3 << shift) | (Code::Seen as u8) << shift;
+            *byte = *byte & !(3 << shift) | (code as u8) << shift;
         }
     }
 }
 
 impl Group {
+    /// No block is free, as far as a quick look tells.
+    pub(crate) fn is_full(&self) -> bool {
+        !self.codes.is_empty()
+            && self
+                .codes
+                .iter()
+                .all(|byte| byte & 3 != 0 && byte & 0xc != 0 && byte & 0x30 != 0 && byte & 0xc0 != 0)
+    }
+
     fn code(&self, index: u32) -> Code {
         let byte = self.codes.get(index as usize / 4).copied().unwrap_or(0);
         Code::from_bits(byte >> (index % 4 * 2))

@@ -71,7 +71,7 @@ kinds! {
     /// A system file is missing.
     SystemFileMissing, "T3", Error, "a system file is missing";
     /// The resource index is missing or cannot be read.
-    Rindex, "T3", Fatal, "the resource index cannot be used";
+    Rindex, "T3", Error, "the resource index cannot be used";
     /// A system file's type, size or content is wrong.
     SystemFile, "T4", Error, "a system file is not what it should be";
     /// A file of `per_node` is missing.
@@ -102,7 +102,7 @@ kinds! {
     /// `rg_crc` does not match.
     RgrpCrc, "G7", Error, "the checksum of the resource group header is wrong";
     /// `rg_skip` does not lead to the next group.
-    RgrpSkip, "G7", Warning, "the distance to the next resource group is wrong";
+    RgrpSkip, "G7", Error, "the distance to the next resource group is wrong";
     /// Flags that are never stored.
     RgrpFlags, "G7", Warning, "flags that belong in memory only are stored";
     /// An inode in state unlinked: a crash (or a cluster node) left it undeleted.

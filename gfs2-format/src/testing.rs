@@ -10,6 +10,19 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 const SECTOR: u64 = 512;
 
+/// Seeded choices (xorshift); the seed is not 0.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    /// The next number below `n` (at least 1).
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n.max(1)
+    }
+}
+
 /// The bytes of `fixtures/images/<name>.img.zst`, unpacked once per test program.
 pub(crate) fn image(name: &str) -> Arc<Vec<u8>> {
     static UNPACKED: LazyLock<Mutex<HashMap<String, Arc<Vec<u8>>>>> = LazyLock::new(Mutex::default);

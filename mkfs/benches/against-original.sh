@@ -24,18 +24,32 @@ work=$(mktemp -d "$dir/mkfs-bench.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 TIMEFORMAT='%3R %3U %3S'
 
-# One run: wall seconds, CPU seconds, peak memory in KiB. Making and removing the image is not timed.
-measure() {
-    local image=$work/image size=$1 figures
-    shift
+# A fresh image of that size. Making and removing it is not timed.
+image=$work/image
+fresh() {
     rm -f "$image"
-    truncate -s "$size" "$image"
-    figures=$({ time /usr/bin/time -o "$work/peak" -f %M "$@" "$image" >/dev/null 2>"$work/errors"; } 2>&1) || {
+    truncate -s "$1" "$image"
+}
+
+# One run: wall seconds, CPU seconds.
+measure() {
+    local size=$1 figures
+    shift
+    fresh "$size"
+    figures=$({ time "$@" "$image" >/dev/null 2>"$work/errors"; } 2>&1) || {
         cat "$work/errors" >&2
         return 1
     }
-    echo "$figures $(tail -n 1 "$work/peak")" | awk '{ print $1, $2 + $3, $4 }'
-    rm -f "$image"
+    echo "$figures" | awk '{ print $1, $2 + $3 }'
+}
+
+# Peak memory in KiB, in a run of its own: a program in between would cost as much time as a small volume.
+peak() {
+    local size=$1
+    shift
+    fresh "$size"
+    /usr/bin/time -o "$work/peak" -f %M "$@" "$image" >/dev/null 2>"$work/errors"
+    tail -n 1 "$work/peak"
 }
 
 median() {
@@ -46,6 +60,8 @@ printf '%-14s %27s %27s %15s\n' volume 'original wall cpu KiB' 'ours wall cpu Ki
 for spec; do
     IFS=: read -r size journals megabytes <<<"$spec"
     args=(-O -q -p lock_nolock -j "$journals" ${megabytes:+-J "$megabytes"})
+    their_peak=$(peak "$size" "$original" "${args[@]}")
+    our_peak=$(peak "$size" "$program" "${args[@]}")
     : >"$work/theirs"
     : >"$work/ours"
     for ((run = 0; run < runs; run++)); do
@@ -53,8 +69,8 @@ for spec; do
         measure "$size" "$program" "${args[@]}" >>"$work/ours"
     done
     column() { cut -d' ' -f"$2" "$work/$1" | median; }
-    awk -v spec="$spec" -v a="$(column theirs 1)" -v b="$(column theirs 2)" -v c="$(column theirs 3)" \
-        -v d="$(column ours 1)" -v e="$(column ours 2)" -v f="$(column ours 3)" 'BEGIN {
+    awk -v spec="$spec" -v a="$(column theirs 1)" -v b="$(column theirs 2)" -v c="$their_peak" \
+        -v d="$(column ours 1)" -v e="$(column ours 2)" -v f="$our_peak" 'BEGIN {
             printf "%-14s %9.3f %8.3f %8d %9.3f %8.3f %8d %7.2f %7.3f\n", spec, a, b, c, d, e, f, d / a, b ? e / b : 0
         }'
 done

@@ -7,45 +7,68 @@
 use crate::inode::dinode_of;
 use gfs2_format::ondisk::{
     Dinode, DinodeFlags, FileType, LOG_HEADER_SIZE, LogFlags, LogHeader, META_HEADER_SIZE, MetaHeader,
-    MetaType, log_header_hash,
+    MetaType, log_header_crc, log_header_hash,
 };
 use gfs2_format::{Geometry, InodeNum, Jid};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// Where `lh_crc` begins to count.
-const CRC_START: usize = 52;
-
-/// CRC-32C of log headers, whose blocks are all zero after the header: the zeroes are one linear step.
+/// What the checksums of a log header change by from one block to the next.
+///
+/// To add one to a number flips its lowest bits up to the first zero. CRCs are linear: how a checksum changes follows
+/// from which bits flip, whatever else is in the header. `lh_hash` covers sequence and block number, `lh_crc` the
+/// address.
 #[derive(Debug)]
-pub(crate) struct HeaderCrc {
-    zeroes: Box<[[u32; 256]; 4]>,
+pub(crate) struct HeaderSteps {
+    /// By the number of ones at the end of `lh_sequence`.
+    sequence: [u32; 64],
+    /// By that of `lh_blkno`.
+    blkno: [u32; 32],
+    /// By that of `lh_addr`.
+    addr: [u32; 64],
 }
 
-impl HeaderCrc {
+impl HeaderSteps {
     pub(crate) fn new(geometry: &Geometry) -> Self {
-        let tail = vec![0; geometry.block_len() - LOG_HEADER_SIZE];
-        // Both ends of the usual CRC are inverted; the inner register is not.
-        let advance = |register: u32| !crc32c::crc32c_append(!register, &tail);
-        let mut zeroes = Box::new([[0; 256]; 4]);
-        for (n, table) in zeroes.iter_mut().enumerate() {
-            let bits: [u32; 8] = std::array::from_fn(|bit| advance(1 << (8 * n + bit)));
-            for (value, entry) in table.iter_mut().enumerate() {
-                *entry = (0..8)
-                    .filter(|bit| value >> bit & 1 == 1)
-                    .fold(0, |sum, bit| sum ^ bits[bit]);
-            }
+        let mut block = vec![0; geometry.block_len()];
+        let (hash, crc) = (log_header_hash(&block), log_header_crc(&block));
+        let flipped = |ones: usize| u64::MAX >> (63 - ones);
+        let mut header = LogHeader::new_zeroed();
+        let sequence = std::array::from_fn(|ones| {
+            header.sequence = flipped(ones).into();
+            hash ^ log_header_hash(header.as_bytes())
+        });
+        header = LogHeader::new_zeroed();
+        let blkno = std::array::from_fn(|ones| {
+            header.blkno = (flipped(ones) as u32).into();
+            hash ^ log_header_hash(header.as_bytes())
+        });
+        header = LogHeader::new_zeroed();
+        let addr = std::array::from_fn(|ones| {
+            header.addr = flipped(ones).into();
+            block[..LOG_HEADER_SIZE].copy_from_slice(header.as_bytes());
+            crc ^ log_header_crc(&block)
+        });
+        Self {
+            sequence,
+            blkno,
+            addr,
         }
-        Self { zeroes }
     }
 
-    /// `lh_crc` of a block that is zero after `header`.
-    fn of(&self, header: &[u8; LOG_HEADER_SIZE]) -> u32 {
-        let register = !crc32c::crc32c(&header[CRC_START..]);
-        register
-            .to_le_bytes()
-            .iter()
-            .zip(self.zeroes.iter())
-            .fold(0, |sum, (byte, table)| sum ^ table[usize::from(*byte)])
+    /// Makes `header` the one of the next block; `false`: its sequence number does not go up by one there.
+    fn advance(&self, header: &mut LogHeader, log: u64) -> bool {
+        let (sequence, blkno, addr) = (header.sequence.get(), header.blkno.get(), header.addr.get());
+        if sequence + 1 >= log {
+            return false;
+        }
+        let hash =
+            self.sequence[sequence.trailing_ones() as usize] ^ self.blkno[blkno.trailing_ones() as usize];
+        header.hash = (header.hash.get() ^ hash).into();
+        header.crc = (header.crc.get() ^ self.addr[addr.trailing_ones() as usize]).into();
+        header.sequence = (sequence + 1).into();
+        header.blkno = (blkno + 1).into();
+        header.addr = (addr + 1).into();
+        true
     }
 }
 
@@ -53,7 +76,7 @@ impl HeaderCrc {
 #[derive(Debug)]
 pub(crate) struct Journal<'a> {
     geometry: &'a Geometry,
-    crc: &'a HeaderCrc,
+    steps: &'a HeaderSteps,
     num: InodeNum,
     first_sequence: u64,
     time: u64,
@@ -66,7 +89,7 @@ impl<'a> Journal<'a> {
     /// A journal of `log` blocks behind its inode `num`.
     pub(crate) fn new(
         geometry: &'a Geometry,
-        crc: &'a HeaderCrc,
+        steps: &'a HeaderSteps,
         num: InodeNum,
         log: u64,
         first_sequence: u64,
@@ -80,7 +103,7 @@ impl<'a> Journal<'a> {
         }
         Self {
             geometry,
-            crc,
+            steps,
             num,
             first_sequence: first_sequence % log,
             time,
@@ -100,17 +123,25 @@ impl<'a> Journal<'a> {
     }
 
     /// Renders the journal's blocks from `from` (0 is the dinode) on into `buf`, which is whole blocks. Only what is
-    /// not zero in a log header's block is written where `buf` holds log headers already.
-    pub(crate) fn render(&self, from: u64, buf: &mut [u8], holds_log: bool) {
+    /// not zero in a log header's block is written where `buf` holds log headers already, or nothing (`blank`).
+    pub(crate) fn render(&self, from: u64, buf: &mut [u8], blank: bool) {
         let meta = self.meta_blocks();
+        let mut header: Option<LogHeader> = None;
         for (n, block) in buf.chunks_exact_mut(self.geometry.block_len()).enumerate() {
             let position = from + n as u64;
             match position.checked_sub(meta) {
                 Some(blkno) => {
-                    if !holds_log {
+                    if !blank {
                         block[LOG_HEADER_SIZE..].fill(0);
                     }
-                    self.render_header(blkno, block);
+                    if !header
+                        .as_mut()
+                        .is_some_and(|last| self.steps.advance(last, self.log))
+                    {
+                        header = Some(self.header(blkno, block));
+                    }
+                    let header = header.get_or_insert_with(LogHeader::new_zeroed);
+                    block[..LOG_HEADER_SIZE].copy_from_slice(header.as_bytes());
                 }
                 None if position == 0 => self.render_dinode(block),
                 None => self.render_indirect(position - 1, block),
@@ -123,7 +154,8 @@ impl<'a> Journal<'a> {
         from >= self.meta_blocks()
     }
 
-    fn render_header(&self, blkno: u64, block: &mut [u8]) {
+    /// The header of log block `blkno`, made from nothing; `block`, zero after the header, is changed on the way.
+    fn header(&self, blkno: u64, block: &mut [u8]) -> LogHeader {
         let mut header = LogHeader::new_zeroed();
         header.header = MetaHeader::new(MetaType::Lh, Jid::new(0));
         header.sequence = ((self.first_sequence + blkno) % self.log).into();
@@ -132,10 +164,9 @@ impl<'a> Journal<'a> {
         header.addr = (self.num.addr.get() + self.meta_blocks() + blkno).into();
         header.jinode = self.num.addr.get().into();
         header.hash = log_header_hash(header.as_bytes()).into();
-        let mut bytes = [0; LOG_HEADER_SIZE];
-        bytes.copy_from_slice(header.as_bytes());
-        header.crc = self.crc.of(&bytes).into();
         block[..LOG_HEADER_SIZE].copy_from_slice(header.as_bytes());
+        header.crc = log_header_crc(block).into();
+        header
     }
 
     fn render_dinode(&self, block: &mut [u8]) {
@@ -189,17 +220,17 @@ fn fill_pointers(area: &mut [u8], first: u64, count: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gfs2_format::ondisk::{log_header_crc, view};
+    use gfs2_format::ondisk::view;
     use gfs2_format::{BlockAddr, FormalIno};
 
     fn render(bsize: u32, log: u64, sequence: u64) -> (Geometry, Vec<u8>) {
         let geometry = Geometry::new(bsize, 1 << 40).unwrap();
-        let crc = HeaderCrc::new(&geometry);
+        let steps = HeaderSteps::new(&geometry);
         let num = InodeNum {
             formal: FormalIno::new(1),
             addr: BlockAddr::new(1000),
         };
-        let journal = Journal::new(&geometry, &crc, num, log, sequence, 5);
+        let journal = Journal::new(&geometry, &steps, num, log, sequence, 5);
         let mut buf = vec![0xaa; journal.blocks() as usize * geometry.block_len()];
         journal.render(0, &mut buf, false);
         (geometry, buf)

@@ -6,7 +6,7 @@
 use crate::bitmap::RgrpBuffer;
 use crate::error::Result;
 use crate::inode::Sink;
-use crate::journal::{HeaderCrc, Journal};
+use crate::journal::{HeaderSteps, Journal};
 use crate::layout::{Layout, RgrpSpan};
 use crate::options::{LockProto, Options, Topology};
 use crate::system::{self, SystemSpec, SystemTree};
@@ -233,13 +233,13 @@ impl Plan {
     }
 
     /// The journal of that id.
-    pub(crate) fn journal<'a>(&'a self, crc: &'a HeaderCrc, jid: u64) -> Option<Journal<'a>> {
+    pub(crate) fn journal<'a>(&'a self, steps: &'a HeaderSteps, jid: u64) -> Option<Journal<'a>> {
         let num = system::journal_num(&self.layout, jid)?;
         let sequence = *self.sequences.get(usize::try_from(jid).ok()?)?;
         let log = self.layout.journal_data();
         Some(Journal::new(
             self.geometry(),
-            crc,
+            steps,
             num,
             log,
             sequence,

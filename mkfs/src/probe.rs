@@ -98,6 +98,9 @@ const MAGICS: &[Magic] = &[
 /// # Errors
 /// The device's.
 pub fn probe(device: &dyn BlockDevice) -> Result<Option<Found>> {
+    if device.is_blank() {
+        return Ok(None);
+    }
     let mut reader = Reader {
         device,
         pages: BTreeMap::new(),

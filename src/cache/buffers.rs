@@ -1,11 +1,12 @@
 //! The cache itself: shards, device reads, and the faces of readers and of the journal.
 
+use super::data::DataCache;
 use super::proof::LockProof;
 use super::shard::{Shard, Slot};
 use crate::error::{FsError, FsResult};
 use crate::glock::GlockName;
 use crate::health::Health;
-use gfs2_format::device::{BlockDevice, ReadRequest};
+use gfs2_format::device::{AlignedBuf, BlockDevice, ReadRequest};
 use gfs2_format::{Block, BlockAddr, Error, Expected, Geometry};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,8 @@ const SHARDS: usize = 64;
 const SHARD_BUFFERS_MIN: usize = 8;
 /// Blocks read ahead in one batch.
 const READ_AHEAD_BATCH: usize = 128;
+/// Blocks between two wanted ones that are read rather than left out.
+const READ_ALONG: u64 = 4;
 
 /// Locks a mutex of this driver. A thread that panicked with it locked may have left half a change behind: nobody
 /// may go on with that.
@@ -49,6 +52,7 @@ pub struct BufferCache {
     lanes: Vec<Lane>,
     lane_limit: usize,
     blocks_read: AtomicU64,
+    data: DataCache,
 }
 
 impl fmt::Debug for BufferCache {
@@ -70,6 +74,7 @@ impl BufferCache {
     ) -> Self {
         let lane_limit = (budget_bytes / geometry.block_len() / SHARDS).max(SHARD_BUFFERS_MIN);
         Self {
+            data: DataCache::new(Arc::clone(&device), geometry.clone(), Arc::clone(&health)),
             device,
             geometry,
             health,
@@ -89,6 +94,12 @@ impl BufferCache {
     #[must_use]
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.device
+    }
+
+    /// The file data that is newer than the device.
+    #[must_use]
+    pub fn data(&self) -> &DataCache {
+        &self.data
     }
 
     /// The withdraw latch.
@@ -180,17 +191,22 @@ impl BufferCache {
     /// Reads the missing ones of `blocks`, which `owner` protects, in few device requests. Only a hint: errors show
     /// when somebody reads the block.
     pub fn read_ahead(&self, owner: &dyn LockProof, blocks: &[BlockAddr]) {
+        let wanted = blocks.iter().map(|addr| (*addr, owner.name())).collect();
+        self.read_ahead_of(wanted);
+    }
+
+    /// [`BufferCache::read_ahead`] of blocks of several owners, whose glocks are all held.
+    pub(crate) fn read_ahead_of(&self, mut wanted: Vec<(BlockAddr, GlockName)>) {
         let mut missing: Vec<(BlockAddr, u64)> = Vec::new();
-        let mut wanted = blocks.to_vec();
         wanted.sort_unstable();
-        wanted.dedup();
-        for addr in wanted {
+        wanted.dedup_by_key(|(addr, _)| *addr);
+        for (addr, owner) in wanted {
             if self.check_address(addr).is_err() || self.health.is_withdrawn() {
                 continue;
             }
             let mut shard = lock(&self.lane(addr).shard);
             if shard.get_mut(addr).is_none() {
-                missing.push((addr, shard.start_loading(addr, owner.name())));
+                missing.push((addr, shard.start_loading(addr, owner)));
             }
         }
         for batch in missing.chunks(READ_AHEAD_BATCH) {
@@ -198,30 +214,55 @@ impl BufferCache {
         }
     }
 
-    /// Reads blocks whose load has been started; sorted by address.
+    /// Reads blocks whose load has been started; sorted by address. What lies between near neighbours is read along:
+    /// that costs less than another request.
     fn load_batch(&self, batch: &[(BlockAddr, u64)]) {
         let len = self.geometry.block_len();
-        let mut bytes = vec![0u8; batch.len() * len];
+        let near = |a: &(BlockAddr, u64), b: &(BlockAddr, u64)| b.0.get() - a.0.get() <= READ_ALONG + 1;
+        // Of a run: its first block, and the bytes from there to the end of its last one.
+        let span = |run: &[(BlockAddr, u64)]| {
+            let (first, last) = (run[0].0, run[run.len() - 1].0);
+            (first, (last.get() - first.get() + 1) as usize * len)
+        };
+        let total = batch.chunk_by(near).map(|run| span(run).1).sum();
+        let mut bytes = AlignedBuf::zeroed(total);
         let mut requests: Vec<ReadRequest<'_>> = Vec::new();
-        let mut rest = bytes.as_mut_slice();
-        for run in batch.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)) {
-            let (part, tail) = rest.split_at_mut(run.len() * len);
+        let mut rest = &mut bytes[..];
+        for run in batch.chunk_by(near) {
+            let (first, span) = span(run);
+            let (part, tail) = rest.split_at_mut(span);
             rest = tail;
             requests.push(ReadRequest {
-                offset: self.geometry.byte_offset(run[0].0),
+                offset: self.geometry.byte_offset(first),
                 buf: part,
             });
         }
-        let good = self.device.read_batch(&mut requests).is_ok();
-        for ((addr, ticket), bytes) in batch.iter().zip(bytes.chunks_exact(len)) {
-            let block = good.then(|| Block::from(bytes));
-            let lane = self.lane(*addr);
-            lock(&lane.shard).end_loading(*addr, *ticket, block.as_ref(), self.lane_limit);
-            lane.loaded.notify_all();
+        let good = match requests.as_mut_slice() {
+            [one] => self.device.read_at(one.offset, one.buf).is_ok(),
+            many => self.device.read_batch(many).is_ok(),
+        };
+        drop(requests);
+        let mut start = 0;
+        for run in batch.chunk_by(near) {
+            let (first, span) = span(run);
+            for (addr, ticket) in run {
+                let at = start + (addr.get() - first.get()) as usize * len;
+                let block = good.then(|| Block::from(&bytes[at..at + len]));
+                let lane = self.lane(*addr);
+                lock(&lane.shard).end_loading(*addr, *ticket, block.as_ref(), self.lane_limit);
+                lane.loaded.notify_all();
+            }
+            start += span;
         }
         if good {
             self.blocks_read.fetch_add(batch.len() as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Is the newest contents of this block in memory?
+    pub(crate) fn holds(&self, owner: GlockName, addr: BlockAddr) -> bool {
+        let mut shard = lock(&self.lane(addr).shard);
+        shard.buffer_mut(addr).is_some_and(|buffer| buffer.owner == owner)
     }
 
     /// Forgets every block of a glock that is being given up (go_inval).

@@ -5,11 +5,16 @@
 //! nor dropped; a snapshot handed out never changes. Must not know: transactions, log positions, lock modes.
 
 mod buffers;
+mod data;
+mod hash;
 mod proof;
 mod shard;
 
 pub(crate) use buffers::lock;
 pub use buffers::{BufferCache, CacheStats};
+pub(crate) use data::Batch;
+pub use data::{DIRTY_AGE, DIRTY_BYTES, DataCache, DataFlusher, DataStats};
+pub(crate) use hash::{QuickMap, QuickSet};
 pub use proof::LockProof;
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 //!
 //! Invariants: every slot is listed under its owner; the clock may name blocks that are gone (their tick differs).
 
+use super::hash::{QuickMap, QuickSet};
 use crate::glock::GlockName;
 use gfs2_format::{Block, BlockAddr};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 
 /// Clock entries looked at for one insertion: pinned buffers must not make insertion slow.
 const EVICT_STEPS_MAX: usize = 32;
@@ -45,8 +46,8 @@ impl Slot {
 /// The blocks of one shard.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
-    slots: HashMap<BlockAddr, Slot>,
-    owners: HashMap<GlockName, HashSet<BlockAddr>>,
+    slots: QuickMap<BlockAddr, Slot>,
+    owners: QuickMap<GlockName, QuickSet<BlockAddr>>,
     clock: VecDeque<(BlockAddr, u64)>,
     ticks: u64,
     ready: usize,

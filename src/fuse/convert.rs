@@ -1,14 +1,12 @@
 //! Numbers between the protocol's types and the verbs'.
 
-use crate::error::FsError;
-use crate::ops::types::{Attr, RenameMode, SetTime, Timestamp};
-use fuser::{FileAttr, INodeNo, RenameFlags, TimeOrNow};
+use super::abi;
+use crate::error::{Errno, FsError};
+use crate::ops::OpenFlags as Open;
+use crate::ops::types::{Attr, RenameMode, Timestamp};
 use gfs2_format::BlockAddr;
 use gfs2_format::ondisk::FileType;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// The kernel's node id of the root.
-const ROOT: u64 = 1;
+use std::time::Duration;
 
 /// Node ids are dinode addresses, but for the root, which the protocol numbers itself. (Block 1 is never a dinode.)
 #[derive(Clone, Copy, Debug)]
@@ -17,39 +15,67 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    pub(super) fn addr(self, ino: INodeNo) -> BlockAddr {
-        if ino.0 == ROOT {
+    pub(super) fn addr(self, node: u64) -> BlockAddr {
+        if node == abi::ROOT_ID {
             self.root
         } else {
-            BlockAddr::new(ino.0)
+            BlockAddr::new(node)
         }
     }
 
-    pub(super) fn node(self, addr: BlockAddr) -> INodeNo {
-        INodeNo(if addr == self.root { ROOT } else { addr.get() })
+    pub(super) fn node(self, addr: BlockAddr) -> u64 {
+        if addr == self.root {
+            abi::ROOT_ID
+        } else {
+            addr.get()
+        }
     }
 
-    /// Attributes of an entry: the number is the node id.
-    pub(super) fn entry_attr(self, attr: &Attr) -> FileAttr {
-        FileAttr {
-            ino: self.node(attr.num.addr),
-            ..file_attr(attr)
+    /// An entry: what the kernel knows the inode by, and its attributes.
+    pub(super) fn entry(self, attr: &Attr, ttl: Duration) -> abi::EntryOut {
+        abi::EntryOut {
+            nodeid: self.node(attr.num.addr),
+            generation: attr.num.formal.get(),
+            attr: raw_attr(attr),
+            ..nothing(ttl)
         }
     }
 }
 
+/// Node id 0: the kernel remembers for as long as the time says that there is no such name.
+pub(super) fn nothing(ttl: Duration) -> abi::EntryOut {
+    abi::EntryOut {
+        entry_valid: ttl.as_secs(),
+        attr_valid: ttl.as_secs(),
+        entry_valid_nsec: ttl.subsec_nanos(),
+        attr_valid_nsec: ttl.subsec_nanos(),
+        ..Default::default()
+    }
+}
+
+/// Attributes as an answer.
+pub(super) fn attr_out(attr: &Attr, ttl: Duration) -> abi::AttrOut {
+    abi::AttrOut {
+        attr_valid: ttl.as_secs(),
+        attr_valid_nsec: ttl.subsec_nanos(),
+        dummy: 0,
+        attr: raw_attr(attr),
+    }
+}
+
 /// Attributes as `stat` shows them: the number is the address.
-pub(super) fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.num.addr.get()),
+fn raw_attr(attr: &Attr) -> abi::Attr {
+    abi::Attr {
+        ino: attr.num.addr.get(),
         size: attr.size,
         blocks: attr.sectors,
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(attr.kind),
-        perm: attr.perm,
+        atime: attr.atime.sec.cast_unsigned(),
+        mtime: attr.mtime.sec.cast_unsigned(),
+        ctime: attr.ctime.sec.cast_unsigned(),
+        atimensec: attr.atime.nsec,
+        mtimensec: attr.mtime.nsec,
+        ctimensec: attr.ctime.nsec,
+        mode: mode_type(attr.kind) | u32::from(attr.perm),
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
@@ -59,15 +85,16 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-pub(super) fn file_type(kind: FileType) -> fuser::FileType {
+/// The type's bits of a mode.
+pub(super) fn mode_type(kind: FileType) -> u32 {
     match kind {
-        FileType::Fifo => fuser::FileType::NamedPipe,
-        FileType::Char => fuser::FileType::CharDevice,
-        FileType::Dir => fuser::FileType::Directory,
-        FileType::Block => fuser::FileType::BlockDevice,
-        FileType::Regular => fuser::FileType::RegularFile,
-        FileType::Symlink => fuser::FileType::Symlink,
-        FileType::Socket => fuser::FileType::Socket,
+        FileType::Fifo => libc::S_IFIFO,
+        FileType::Char => libc::S_IFCHR,
+        FileType::Dir => libc::S_IFDIR,
+        FileType::Block => libc::S_IFBLK,
+        FileType::Regular => libc::S_IFREG,
+        FileType::Symlink => libc::S_IFLNK,
+        FileType::Socket => libc::S_IFSOCK,
     }
 }
 
@@ -80,62 +107,48 @@ pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
     ((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
 }
 
-pub(super) fn system_time(time: Timestamp) -> SystemTime {
-    let nanos = Duration::from_nanos(u64::from(time.nsec));
-    let whole = Duration::from_secs(time.sec.unsigned_abs());
-    let base = if time.sec >= 0 {
-        UNIX_EPOCH.checked_add(whole)
-    } else {
-        UNIX_EPOCH.checked_sub(whole)
+/// A time of a SETATTR. `None`: its nanoseconds are none.
+pub(super) fn timestamp(sec: u64, nsec: u32) -> Option<Timestamp> {
+    (nsec < 1_000_000_000).then(|| Timestamp {
+        sec: sec.cast_signed(),
+        nsec,
+    })
+}
+
+pub(super) fn rename_mode(flags: u32) -> Option<RenameMode> {
+    match flags {
+        0 => Some(RenameMode::Replace),
+        libc::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
+        libc::RENAME_EXCHANGE => Some(RenameMode::Exchange),
+        _ => None,
+    }
+}
+
+/// Flags of open(2), without O_TRUNC, O_CREAT and O_EXCL.
+pub(super) fn open_flags(flags: u32) -> Open {
+    let has = |flag: i32| flags & flag.cast_unsigned() == flag.cast_unsigned();
+    let mut open = match flags.cast_signed() & libc::O_ACCMODE {
+        libc::O_WRONLY => Open::WRITE,
+        libc::O_RDWR => Open::READ | Open::WRITE,
+        _ => Open::READ,
     };
-    base.and_then(|t| t.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
-}
-
-/// A time of a SETATTR. fuser 0.18 turns (-2 s, 0.8 s) into 2.8 s *before* the epoch instead of 1.2 s: undone here.
-pub(super) fn timestamp(time: SystemTime) -> Timestamp {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Timestamp {
-            sec: after.as_secs().cast_signed(),
-            nsec: after.subsec_nanos(),
-        },
-        Err(before) => {
-            let before = before.duration();
-            Timestamp {
-                sec: before.as_secs().cast_signed().wrapping_neg(),
-                nsec: before.subsec_nanos(),
-            }
-        }
-    }
-}
-
-pub(super) fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
-    }
-}
-
-pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
-    if flags.is_empty() {
-        Some(RenameMode::Replace)
-    } else if flags == RenameFlags::RENAME_NOREPLACE {
-        Some(RenameMode::NoReplace)
-    } else if flags == RenameFlags::RENAME_EXCHANGE {
-        Some(RenameMode::Exchange)
-    } else {
-        None
-    }
+    open.set(Open::APPEND, has(libc::O_APPEND));
+    // O_SYNC has O_DSYNC's bit in it.
+    open.set(Open::SYNC, has(libc::O_SYNC));
+    open.set(Open::DSYNC, has(libc::O_DSYNC));
+    open.set(Open::DIRECT, has(libc::O_DIRECT));
+    open
 }
 
 /// The number for the kernel; what says that the disk is wrong goes to the log with the verb's name.
-pub(super) fn errno(verb: &'static str, error: &FsError) -> fuser::Errno {
+pub(super) fn errno(verb: &'static str, error: &FsError) -> Errno {
     let number = error.errno();
-    if number == crate::error::Errno::EIO {
+    if number == Errno::EIO {
         tracing::error!(verb, "{error}");
     } else {
         tracing::trace!(verb, errno = number.name(), "refused");
     }
-    fuser::Errno::from_i32(number.0)
+    number
 }
 
 #[cfg(test)]
@@ -151,18 +164,22 @@ mod tests {
     }
 
     #[test]
-    fn times_before_the_epoch_survive() {
-        let time = Timestamp {
-            sec: -2,
-            nsec: 800_000_000,
-        };
-        assert_eq!(system_time(time), UNIX_EPOCH - Duration::from_millis(1200));
-        // As fuser hands in (-2, 0.8 s).
-        assert_eq!(timestamp(UNIX_EPOCH - Duration::new(2, 800_000_000)), time);
-        let time = Timestamp {
-            sec: 5_000_000_000,
-            nsec: 1,
-        };
-        assert_eq!(timestamp(system_time(time)), time);
+    fn times_go_through_as_they_are() {
+        for sec in [i64::MIN, -2, -1, 0, 5_000_000_000, i64::MAX] {
+            let time = timestamp(sec.cast_unsigned(), 999_999_999).unwrap();
+            assert_eq!((time.sec, time.nsec), (sec, 999_999_999));
+        }
+        assert_eq!(timestamp(0, 1_000_000_000), None);
+    }
+
+    #[test]
+    fn flags_of_open_are_understood() {
+        let flags = |flags: i32| open_flags(flags.cast_unsigned());
+        assert_eq!(
+            flags(libc::O_RDWR | libc::O_APPEND),
+            Open::READ | Open::WRITE | Open::APPEND
+        );
+        assert_eq!(flags(libc::O_WRONLY | libc::O_DSYNC), Open::WRITE | Open::DSYNC);
+        assert_eq!(flags(libc::O_SYNC), Open::READ | Open::SYNC | Open::DSYNC);
     }
 }

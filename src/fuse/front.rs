@@ -1,37 +1,39 @@
-//! Decode, call the verb on a thread of the pool, encode the answer. No policy.
+//! One request: call the verb, encode what it gives. No policy.
 
+use super::abi::{self, Fattr, Fopen};
 use super::convert::{self, Nodes, errno};
-use super::pool::Pool;
+use super::reply::Reply;
+use super::request::{Op, Request};
 use super::session::ServeOptions;
-use crate::error::{Errno, FsResult};
-use crate::ops::types::{Attr, Caller, Entry, SeekWhat, SetAttr, XattrMode};
+use crate::error::{Errno, FsError, FsResult};
+use crate::ops::types::{Attr, Caller, DirEntry, Entry, SeekWhat, SetAttr, SetTime, XattrMode};
 use crate::ops::{Fs, Handle, OpenFlags as Open};
-use fuser::{
-    BsdFileFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
-};
 use gfs2_format::BlockAddr;
 use gfs2_format::device::AlignedBuf;
-use std::cell::RefCell;
-use std::ffi::OsStr;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use zerocopy::IntoBytes;
 
 /// Largest READ and WRITE in bytes; the kernel's own default limit.
-const MAX_IO: u32 = 1 << 20;
-/// Requests the kernel may have under way in the background (read-ahead, write-back, asynchronous direct I/O).
-const MAX_BACKGROUND: u16 = 64;
+pub(super) const MAX_IO: u32 = 1 << 20;
 /// Longest name.
 const NAME_MAX: u32 = 255;
 
-thread_local! {
-    /// A thread's buffer for READ: page-aligned, so that the device fills it directly.
-    static READ_BUFFER: RefCell<AlignedBuf> = RefCell::new(AlignedBuf::zeroed(0));
+/// What a thread needs to build answers in; kept between requests.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    /// For READ: page-aligned, so that the device fills it directly. Grows to what is asked for.
+    read: AlignedBuf,
+    /// For READDIR.
+    names: Vec<u8>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            read: AlignedBuf::zeroed(0),
+            names: Vec::new(),
+        }
+    }
 }
 
 /// The front end of one mount.
@@ -40,641 +42,518 @@ pub(super) struct Front {
     fs: Arc<Fs>,
     nodes: Nodes,
     options: ServeOptions,
-    pool: Pool,
+}
+
+/// The parts of a request that every verb needs.
+struct Asked<'a> {
+    caller: Caller,
+    /// The inode the request is about.
+    node: BlockAddr,
+    reply: Reply<'a>,
 }
 
 impl Front {
-    pub(super) fn new(fs: Arc<Fs>, nodes: Nodes, options: ServeOptions, pool: Pool) -> Self {
-        Self {
-            fs,
-            nodes,
-            options,
-            pool,
-        }
+    pub(super) fn new(fs: Arc<Fs>, nodes: Nodes, options: ServeOptions) -> Self {
+        Self { fs, nodes, options }
     }
 
-    fn spawn(&self, job: impl FnOnce(&Fs) + Send + 'static) {
-        let fs = Arc::clone(&self.fs);
-        self.pool.run(move || job(&fs));
-    }
-
-    /// A verb that gives an entry.
-    fn entry(
-        &self,
-        verb: &'static str,
-        reply: ReplyEntry,
-        call: impl FnOnce(&Fs) -> FsResult<Entry> + Send + 'static,
-    ) {
-        let (nodes, ttl) = (self.nodes, self.options.ttl);
-        self.spawn(move |fs| match call(fs) {
-            Ok(entry) => reply.entry(&ttl, &nodes.entry_attr(&entry.attr), generation(&entry.attr)),
-            Err(error) => reply.error(errno(verb, &error)),
-        });
-    }
-
-    /// A verb that gives nothing.
-    fn empty(
-        &self,
-        verb: &'static str,
-        reply: ReplyEmpty,
-        call: impl FnOnce(&Fs) -> FsResult<()> + Send + 'static,
-    ) {
-        self.spawn(move |fs| match call(fs) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(verb, &error)),
-        });
-    }
-
-    /// A verb that gives bytes of an xattr call, whose size may be all that is asked for.
-    fn bytes(
-        &self,
-        verb: &'static str,
-        size: u32,
-        reply: ReplyXattr,
-        call: impl FnOnce(&Fs) -> FsResult<Vec<u8>> + Send + 'static,
-    ) {
-        self.spawn(move |fs| match call(fs) {
-            Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-            Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::from_i32(libc::ERANGE)),
-            Ok(value) => reply.data(&value),
-            Err(error) => reply.error(errno(verb, &error)),
-        });
-    }
-
-    fn addr(&self, ino: INodeNo) -> BlockAddr {
-        self.nodes.addr(ino)
-    }
-
-    /// With `noacl` the ACL xattrs are not there, as with the original.
-    fn hides(&self, name: &OsStr) -> bool {
-        !self.options.acl && name.as_bytes().starts_with(b"system.posix_acl_")
-    }
-}
-
-fn caller(req: &Request) -> Caller {
-    Caller {
-        uid: req.uid(),
-        gid: req.gid(),
-        pid: req.pid(),
-    }
-}
-
-fn generation(attr: &Attr) -> Generation {
-    Generation(attr.num.formal.get())
-}
-
-fn bytes_of(name: &OsStr) -> Vec<u8> {
-    name.as_bytes().to_vec()
-}
-
-fn open_flags(flags: i32) -> Open {
-    let mut open = match flags & libc::O_ACCMODE {
-        libc::O_WRONLY => Open::WRITE,
-        libc::O_RDWR => Open::READ | Open::WRITE,
-        _ => Open::READ,
-    };
-    open.set(Open::APPEND, flags & libc::O_APPEND != 0);
-    // O_SYNC has O_DSYNC's bit in it.
-    open.set(Open::SYNC, flags & libc::O_SYNC == libc::O_SYNC);
-    open.set(Open::DSYNC, flags & libc::O_DSYNC != 0);
-    open
-}
-
-/// Pages stay valid for as long as we hold the inode's lock: they are not dropped at open. There are no POSIX locks
-/// to give back at close, and errors are reported by fsync: no FLUSH.
-const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
-
-impl Filesystem for Front {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
-            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
-            | InitFlags::FUSE_EXPORT_SUPPORT
-            | InitFlags::FUSE_CACHE_SYMLINKS;
-        if self.options.acl {
-            wanted |= InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;
-        }
-        for flag in wanted.iter() {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "not offered by this kernel");
+    /// Calls the verb and answers.
+    pub(super) fn serve(&self, request: &Request<'_>, scratch: &mut Scratch, reply: Reply<'_>) {
+        let header = &request.header;
+        let asked = Asked {
+            caller: Caller {
+                uid: header.uid,
+                gid: header.gid,
+                pid: header.pid,
+            },
+            node: self.nodes.addr(header.nodeid),
+            reply,
+        };
+        match request.op {
+            Op::Lookup(name) => self.lookup(asked, name),
+            Op::Forget(forget) => {
+                asked.reply.none();
+                self.fs.forget(asked.node, forget.nlookup);
             }
+            Op::BatchForget(forgets) => {
+                asked.reply.none();
+                for forget in forgets.iter() {
+                    self.fs.forget(self.nodes.addr(forget.nodeid), forget.nlookup);
+                }
+            }
+            Op::Getattr => self.attr("getattr", asked.reply, self.fs.getattr(asked.node)),
+            Op::Setattr(set) => self.setattr(asked, &set),
+            Op::Readlink => match self.fs.readlink(asked.node) {
+                Ok(target) => asked.reply.bytes(&[], &target),
+                Err(error) => asked.reply.error(errno("readlink", &error)),
+            },
+            Op::Statfs => self.statfs(asked.reply),
+            Op::Syncfs => empty("syncfs", asked.reply, self.fs.sync()),
+            Op::Setxattr { .. } | Op::Getxattr(..) | Op::Listxattr(_) | Op::Removexattr(_) => {
+                self.xattr(asked, &request.op);
+            }
+            // No ioctl is ours.
+            Op::Ioctl => asked.reply.error(Errno::ENOTTY),
+            Op::Destroy => asked.reply.ok(),
+            // Nothing has to happen at close: told once, the kernel asks no more. (What it could not write back it
+            // still reports there itself.)
+            Op::Flush | Op::Unserved => asked.reply.error(Errno::ENOSYS),
+            // Answered before it comes here, and not twice in a mount's life.
+            Op::Init(_) | Op::Interrupt(_) => asked.reply.error(Errno::EIO),
+            Op::Open(_) | Op::Create(..) | Op::Read(_) | Op::Write(..) | Op::Release(_) | Op::Fsync(_) => {
+                self.file(asked, &request.op, scratch);
+            }
+            Op::Opendir | Op::Readdir(_) | Op::Readdirplus(_) | Op::Releasedir(_) | Op::Fsyncdir(_) => {
+                self.directory(asked, &request.op, scratch);
+            }
+            Op::Lseek(seek) => self.lseek(asked.reply, seek),
+            _ => self.names(asked, &request.op),
         }
-        let _ = config.set_max_write(MAX_IO);
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        Ok(())
     }
 
-    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
-        let (nodes, ttl) = (self.nodes, self.options.ttl);
-        self.spawn(move |fs| match fs.lookup(&caller, parent, &name) {
-            Ok(entry) => reply.entry(&ttl, &nodes.entry_attr(&entry.attr), generation(&entry.attr)),
-            // Node id 0 with a time: the kernel remembers that there is no such name.
+    /// Verbs that make, move or remove names.
+    fn names(&self, asked: Asked<'_>, op: &Op<'_>) {
+        let Asked { caller, node, reply } = asked;
+        let fs = &self.fs;
+        match *op {
+            Op::Symlink { name, target } => {
+                self.entry("symlink", reply, fs.symlink(&caller, node, name, target))
+            }
+            Op::Mknod(args, name) => {
+                let rdev = convert::decode_dev(args.rdev);
+                let made = fs.mknod(&caller, node, name, args.mode, self.umask(args.umask), rdev);
+                self.entry("mknod", reply, made);
+            }
+            Op::Mkdir(args, name) => {
+                let made = fs.mkdir(&caller, node, name, args.mode, self.umask(args.umask));
+                self.entry("mkdir", reply, made);
+            }
+            Op::Unlink(name) => empty("unlink", reply, fs.unlink(&caller, node, name)),
+            Op::Rmdir(name) => empty("rmdir", reply, fs.rmdir(&caller, node, name)),
+            Op::Rename {
+                to,
+                flags,
+                name,
+                new_name,
+            } => match convert::rename_mode(flags) {
+                Some(mode) => {
+                    let renamed = fs.rename(&caller, node, name, self.nodes.addr(to), new_name, mode);
+                    empty("rename", reply, renamed);
+                }
+                None => reply.error(Errno::EINVAL),
+            },
+            Op::Link(args, name) => {
+                let inode = self.nodes.addr(args.oldnodeid);
+                self.entry("link", reply, fs.link(&caller, inode, node, name));
+            }
+            // Every operation has its place above.
+            _ => reply.error(Errno::ENOSYS),
+        }
+    }
+
+    fn lookup(&self, asked: Asked<'_>, name: &[u8]) {
+        let ttl = self.options.ttl;
+        match self.fs.lookup(&asked.caller, asked.node, name) {
             Err(error) if error.errno() == Errno::ENOENT && !ttl.is_zero() => {
-                reply.entry(&ttl, &nothing(), Generation(0));
+                asked.reply.fixed(&convert::nothing(ttl));
             }
-            Err(error) => reply.error(errno("lookup", &error)),
-        });
+            found => self.entry("lookup", asked.reply, found),
+        }
     }
 
-    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        let ino = self.addr(ino);
-        self.spawn(move |fs| fs.forget(ino, nlookup));
+    fn entry(&self, verb: &'static str, reply: Reply<'_>, result: FsResult<Entry>) {
+        match result {
+            Ok(entry) => reply.fixed(&self.nodes.entry(&entry.attr, self.options.ttl)),
+            Err(error) => reply.error(errno(verb, &error)),
+        }
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let (ino, ttl) = (self.addr(ino), self.options.ttl);
-        self.spawn(move |fs| match fs.getattr(ino) {
-            Ok(attr) => reply.attr(&ttl, &convert::file_attr(&attr)),
-            Err(error) => reply.error(errno("getattr", &error)),
-        });
+    fn attr(&self, verb: &'static str, reply: Reply<'_>, result: FsResult<Attr>) {
+        match result {
+            Ok(attr) => reply.fixed(&convert::attr_out(&attr, self.options.ttl)),
+            Err(error) => reply.error(errno(verb, &error)),
+        }
     }
 
-    fn setattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        // HANDLE_KILLPRIV_V2 leaves the set-id bits to us: always at chown; at truncate unless the caller may keep
-        // them, a flag fuser 0.18 does not hand on: root may, others may not.
-        let owner_change = uid.is_some() || gid.is_some();
-        let kill_suidgid = mode.is_none() && (owner_change || (size.is_some() && req.uid() != 0));
-        let set = SetAttr {
-            perm: mode.map(|m| (m & 0o7777) as u16),
-            uid,
-            gid,
-            size,
-            atime: atime.map(convert::set_time),
-            mtime: mtime.map(convert::set_time),
-            ctime: ctime.map(convert::timestamp),
-            kill_suidgid,
+    fn setattr(&self, asked: Asked<'_>, set: &abi::SetattrIn) {
+        let valid = Fattr::from_bits_retain(set.valid);
+        let Some(set) = set_attr(valid, set) else {
+            return asked.reply.error(Errno::EINVAL);
         };
-        let (caller, ino, ttl) = (caller(req), self.addr(ino), self.options.ttl);
-        self.spawn(move |fs| match fs.setattr(&caller, ino, &set) {
-            Ok(attr) => reply.attr(&ttl, &convert::file_attr(&attr)),
-            Err(error) => reply.error(errno("setattr", &error)),
-        });
+        let changed = self.fs.setattr(&asked.caller, asked.node, &set);
+        self.attr("setattr", asked.reply, changed);
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let ino = self.addr(ino);
-        self.spawn(move |fs| match fs.readlink(ino) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(errno("readlink", &error)),
-        });
-    }
-
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
-        let umask = self.umask(umask);
-        let rdev = convert::decode_dev(rdev);
-        self.entry("mknod", reply, move |fs| {
-            fs.mknod(&caller, parent, &name, mode, umask, rdev)
-        });
-    }
-
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
-        let umask = self.umask(umask);
-        self.entry("mkdir", reply, move |fs| {
-            fs.mkdir(&caller, parent, &name, mode, umask)
-        });
-    }
-
-    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
-        self.empty("unlink", reply, move |fs| fs.unlink(&caller, parent, &name));
-    }
-
-    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
-        self.empty("rmdir", reply, move |fs| fs.rmdir(&caller, parent, &name));
-    }
-
-    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
-        let target = bytes_of(target.as_os_str());
-        self.entry("symlink", reply, move |fs| {
-            fs.symlink(&caller, parent, &name, &target)
-        });
-    }
-
-    fn rename(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let Some(mode) = convert::rename_mode(flags) else {
-            return reply.error(fuser::Errno::from_i32(libc::EINVAL));
-        };
-        let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
-        let (new_parent, new_name) = (self.addr(newparent), bytes_of(newname));
-        self.empty("rename", reply, move |fs| {
-            fs.rename(&caller, parent, &name, new_parent, &new_name, mode)
-        });
-    }
-
-    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let (caller, ino, parent, name) = (
-            caller(req),
-            self.addr(ino),
-            self.addr(newparent),
-            bytes_of(newname),
-        );
-        self.entry("link", reply, move |fs| fs.link(&caller, ino, parent, &name));
-    }
-
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (ino, flags) = (self.addr(ino), open_flags(flags.0));
-        self.spawn(move |fs| match fs.open(ino, flags) {
-            Ok(handle) => reply.opened(FileHandle(handle.0), OPENED),
-            Err(error) => reply.error(errno("open", &error)),
-        });
-    }
-
-    fn read(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        self.spawn(move |fs| {
-            READ_BUFFER.with_borrow_mut(|buffer| {
-                let size = size.min(MAX_IO) as usize;
-                if buffer.len() < size {
-                    buffer.resize(size);
-                }
-                let Some(target) = buffer.get_mut(..size) else {
-                    return reply.error(fuser::Errno::EIO);
-                };
-                match fs.read(Handle(fh.0), offset, target) {
-                    Ok(got) => reply.data(target.get(..got).unwrap_or_default()),
-                    Err(error) => reply.error(errno("read", &error)),
-                }
-            });
-        });
-    }
-
-    fn write(
-        &self,
-        req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        data: &[u8],
-        write_flags: WriteFlags,
-        flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        let caller = caller(req);
-        // A page written back carries its own offset; O_APPEND is about write(2) only.
-        let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let data = AlignedBuf::from(data);
-        self.spawn(
-            move |fs| match fs.write(&caller, Handle(fh.0), offset, &data, append, kill) {
-                Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
-                Err(error) => reply.error(errno("write", &error)),
-            },
-        );
-    }
-
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        // Only kernels without FOPEN_NOFLUSH ask; there is nothing a close has to wait for.
-        reply.ok();
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.spawn(move |fs| {
-            fs.release(Handle(fh.0));
-            reply.ok();
-        });
-    }
-
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.empty("fsync", reply, move |fs| fs.fsync(Handle(fh.0), datasync));
-    }
-
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let ino = self.addr(ino);
-        self.spawn(move |fs| match fs.opendir(ino) {
-            Ok(handle) => reply.opened(FileHandle(handle.0), FopenFlags::empty()),
-            Err(error) => reply.error(errno("opendir", &error)),
-        });
-    }
-
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.spawn(move |fs| {
-            let result = fs.readdir(Handle(fh.0), offset, &mut |entry| {
-                let kind = convert::file_type(entry.kind);
-                reply.add(
-                    INodeNo(entry.num.addr.get()),
-                    entry.cookie,
-                    kind,
-                    OsStr::from_bytes(&entry.name),
-                )
-            });
-            match result {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(errno("readdir", &error)),
-            }
-        });
-    }
-
-    fn readdirplus(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        let (nodes, ttl) = (self.nodes, self.options.ttl);
-        self.spawn(move |fs| {
-            let result = fs.readdir_plus(Handle(fh.0), offset, &mut |entry, attr| {
-                let name = OsStr::from_bytes(&entry.name);
-                let (attr, generation) = match attr {
-                    Some(attr) => (nodes.entry_attr(attr), generation(attr)),
-                    // "." and ".." are never counted by the kernel, whatever number they carry; for anything else
-                    // number 0 says "no attributes here, look it up".
-                    None => {
-                        let dots = matches!(entry.name.as_slice(), b"." | b"..");
-                        let ino = if dots { entry.num.addr.get() } else { 0 };
-                        let kind = convert::file_type(entry.kind);
-                        (
-                            fuser::FileAttr {
-                                ino: INodeNo(ino),
-                                kind,
-                                ..nothing()
-                            },
-                            Generation(0),
-                        )
-                    }
-                };
-                reply.add(attr.ino, entry.cookie, name, &ttl, &attr, generation)
-            });
-            match result {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(errno("readdirplus", &error)),
-            }
-        });
-    }
-
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.spawn(move |fs| {
-            fs.release(Handle(fh.0));
-            reply.ok();
-        });
-    }
-
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.empty("fsyncdir", reply, move |fs| fs.fsyncdir(Handle(fh.0), datasync));
-    }
-
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.spawn(move |fs| match fs.statfs() {
-            Ok(s) => reply.statfs(
-                s.blocks,
-                s.free,
-                s.free,
-                s.files,
-                s.files_free,
-                s.bsize,
-                NAME_MAX,
-                s.bsize,
-            ),
+    fn statfs(&self, reply: Reply<'_>) {
+        match self.fs.statfs() {
+            Ok(figures) => reply.fixed(&abi::StatfsOut {
+                blocks: figures.blocks,
+                bfree: figures.free,
+                bavail: figures.free,
+                files: figures.files,
+                ffree: figures.files_free,
+                bsize: figures.bsize,
+                namelen: NAME_MAX,
+                frsize: figures.bsize,
+                ..Default::default()
+            }),
             Err(error) => reply.error(errno("statfs", &error)),
-        });
-    }
-
-    fn setxattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        let mode = match flags {
-            0 => XattrMode::Any,
-            libc::XATTR_CREATE => XattrMode::Create,
-            libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => return reply.error(fuser::Errno::from_i32(libc::EINVAL)),
-        };
-        if self.hides(name) {
-            return reply.error(fuser::Errno::from_i32(libc::EOPNOTSUPP));
         }
-        let (caller, ino, name, value) = (caller(req), self.addr(ino), bytes_of(name), value.to_vec());
-        self.empty("setxattr", reply, move |fs| {
-            fs.setxattr(&caller, ino, &name, &value, mode)
-        });
     }
 
-    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if self.hides(name) {
-            return reply.error(fuser::Errno::from_i32(libc::EOPNOTSUPP));
-        }
-        let (caller, ino, name) = (caller(req), self.addr(ino), bytes_of(name));
-        self.bytes("getxattr", size, reply, move |fs| {
-            fs.getxattr(&caller, ino, &name)
-        });
-    }
-
-    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let (caller, ino) = (caller(req), self.addr(ino));
-        self.bytes("listxattr", size, reply, move |fs| fs.listxattr(&caller, ino));
-    }
-
-    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if self.hides(name) {
-            return reply.error(fuser::Errno::from_i32(libc::EOPNOTSUPP));
-        }
-        let (caller, ino, name) = (caller(req), self.addr(ino), bytes_of(name));
-        self.empty("removexattr", reply, move |fs| {
-            fs.removexattr(&caller, ino, &name)
-        });
-    }
-
-    fn create(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let (caller, parent, name) = (caller(req), self.addr(parent), bytes_of(name));
-        let (umask, excl) = (self.umask(umask), flags & libc::O_EXCL != 0);
-        let mut open = open_flags(flags);
-        open.set(Open::TRUNCATE, flags & libc::O_TRUNC != 0);
-        let (nodes, ttl) = (self.nodes, self.options.ttl);
-        self.spawn(
-            move |fs| match fs.create(&caller, parent, &name, mode, umask, excl, open) {
-                Ok((entry, handle, _made)) => {
-                    let attr = nodes.entry_attr(&entry.attr);
-                    reply.created(&ttl, &attr, generation(&entry.attr), FileHandle(handle.0), OPENED);
-                }
-                Err(error) => reply.error(errno("create", &error)),
+    fn file(&self, asked: Asked<'_>, op: &Op<'_>, scratch: &mut Scratch) {
+        let Asked { caller, node, reply } = asked;
+        let fs = &self.fs;
+        match *op {
+            Op::Open(args) => match self.open(&caller, node, args) {
+                Ok(handle) => reply.fixed(&opened(handle, OPENED)),
+                Err(error) => reply.error(errno("open", &error)),
             },
-        );
+            Op::Create(args, name) => self.create(reply, &caller, node, args, name),
+            Op::Read(args) => self.read(reply, args, scratch),
+            Op::Write(args, data) => self.write(reply, &caller, args, data),
+            Op::Release(args) => {
+                fs.release(Handle(args.fh));
+                reply.ok();
+            }
+            Op::Fsync(args) => {
+                let datasync = args.fsync_flags & abi::FSYNC_FDATASYNC != 0;
+                empty("fsync", reply, fs.fsync(Handle(args.fh), datasync));
+            }
+            _ => reply.error(Errno::ENOSYS),
+        }
     }
 
-    fn ioctl(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: fuser::IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: ReplyIoctl,
-    ) {
-        reply.error(fuser::Errno::from_i32(libc::ENOTTY));
+    fn open(&self, caller: &Caller, node: BlockAddr, args: abi::OpenIn) -> FsResult<Handle> {
+        if args.flags & libc::O_TRUNC.cast_unsigned() != 0 {
+            let kill_suidgid = args.open_flags & abi::OPEN_KILL_SUIDGID != 0;
+            let set = SetAttr {
+                size: Some(0),
+                kill_suidgid,
+                ..SetAttr::default()
+            };
+            self.fs.setattr(caller, node, &set)?;
+        }
+        self.fs.open(node, convert::open_flags(args.flags))
     }
 
-    fn fallocate(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        // The application sees EOPNOTSUPP, and the kernel asks no more.
-        reply.error(fuser::Errno::from_i32(libc::ENOSYS));
+    fn create(&self, reply: Reply<'_>, caller: &Caller, node: BlockAddr, args: abi::CreateIn, name: &[u8]) {
+        let has = |flag: i32| args.flags & flag.cast_unsigned() != 0;
+        let mut flags = convert::open_flags(args.flags);
+        flags.set(Open::TRUNCATE, has(libc::O_TRUNC));
+        let umask = self.umask(args.umask);
+        match self
+            .fs
+            .create(caller, node, name, args.mode, umask, has(libc::O_EXCL), flags)
+        {
+            Ok((entry, handle, _made)) => {
+                let entry = self.nodes.entry(&entry.attr, self.options.ttl);
+                reply.bytes(entry.as_bytes(), opened(handle, OPENED).as_bytes());
+            }
+            Err(error) => reply.error(errno("create", &error)),
+        }
     }
 
-    fn lseek(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        let what = match whence {
+    fn read(&self, reply: Reply<'_>, args: abi::ReadIn, scratch: &mut Scratch) {
+        let size = args.size.min(MAX_IO) as usize;
+        if scratch.read.len() < size {
+            scratch.read.resize(size);
+        }
+        let target = scratch.read.get_mut(..size).unwrap_or_default();
+        match self.fs.read(Handle(args.fh), args.offset, target) {
+            Ok(got) => reply.bytes(&[], target.get(..got).unwrap_or_default()),
+            Err(error) => reply.error(errno("read", &error)),
+        }
+    }
+
+    fn write(&self, reply: Reply<'_>, caller: &Caller, args: abi::WriteIn, data: &[u8]) {
+        // A page written back carries its own offset, and a kernel that caches writes knows the true end of the file
+        // before we do; otherwise O_APPEND is ours to obey.
+        let cached = args.write_flags & abi::WRITE_CACHE != 0 || self.options.writeback_cache;
+        let append = args.flags & libc::O_APPEND.cast_unsigned() != 0 && !cached;
+        let kill = args.write_flags & abi::WRITE_KILL_SUIDGID != 0;
+        match self
+            .fs
+            .write(caller, Handle(args.fh), args.offset, data, append, kill)
+        {
+            Ok(written) => reply.fixed(&abi::WriteOut {
+                size: u32::try_from(written).unwrap_or(u32::MAX),
+                padding: 0,
+            }),
+            Err(error) => reply.error(errno("write", &error)),
+        }
+    }
+
+    fn directory(&self, asked: Asked<'_>, op: &Op<'_>, scratch: &mut Scratch) {
+        let Asked { node, reply, .. } = asked;
+        let fs = &self.fs;
+        match *op {
+            Op::Opendir => match fs.opendir(node) {
+                Ok(handle) => reply.fixed(&opened(handle, self.opened_dir())),
+                Err(error) => reply.error(errno("opendir", &error)),
+            },
+            Op::Readdir(args) => {
+                let mut page = Page::new(&mut scratch.names, args.size);
+                match fs.readdir(Handle(args.fh), args.offset, &mut |entry| !page.add(&[], entry)) {
+                    Ok(()) => reply.bytes(&[], page.bytes),
+                    Err(error) => reply.error(errno("readdir", &error)),
+                }
+            }
+            Op::Readdirplus(args) => self.readdirplus(reply, args, scratch),
+            Op::Releasedir(args) => {
+                fs.release(Handle(args.fh));
+                reply.ok();
+            }
+            Op::Fsyncdir(args) => {
+                let datasync = args.fsync_flags & abi::FSYNC_FDATASYNC != 0;
+                empty("fsyncdir", reply, fs.fsyncdir(Handle(args.fh), datasync));
+            }
+            _ => reply.error(Errno::ENOSYS),
+        }
+    }
+
+    fn readdirplus(&self, reply: Reply<'_>, args: abi::ReadIn, scratch: &mut Scratch) {
+        let mut page = Page::new(&mut scratch.names, args.size);
+        let ttl = self.options.ttl;
+        let result = self
+            .fs
+            .readdir_plus(Handle(args.fh), args.offset, &mut |entry, attr| {
+                // Node id 0 says "no attributes here, look it up". The kernel never counts "." and "..".
+                let out = attr.map_or_else(abi::EntryOut::default, |attr| self.nodes.entry(attr, ttl));
+                !page.add(out.as_bytes(), entry)
+            });
+        match result {
+            Ok(()) => reply.bytes(&[], page.bytes),
+            Err(error) => reply.error(errno("readdirplus", &error)),
+        }
+    }
+
+    fn xattr(&self, asked: Asked<'_>, op: &Op<'_>) {
+        let Asked { caller, node, reply } = asked;
+        let fs = &self.fs;
+        match *op {
+            Op::Setxattr { name, .. } | Op::Getxattr(_, name) | Op::Removexattr(name) if self.hides(name) => {
+                reply.error(Errno::EOPNOTSUPP);
+            }
+            Op::Setxattr { fixed, name, value } => {
+                let kills = fixed.setxattr_flags & abi::SETXATTR_ACL_KILL_SGID != 0;
+                let mode = match fixed.flags.cast_signed() {
+                    0 if kills => XattrMode::AclKillsSgid,
+                    0 => XattrMode::Any,
+                    libc::XATTR_CREATE => XattrMode::Create,
+                    libc::XATTR_REPLACE => XattrMode::Replace,
+                    _ => return reply.error(Errno::EINVAL),
+                };
+                empty("setxattr", reply, fs.setxattr(&caller, node, name, value, mode));
+            }
+            Op::Getxattr(args, name) => {
+                value("getxattr", args.size, reply, fs.getxattr(&caller, node, name));
+            }
+            Op::Listxattr(args) => value("listxattr", args.size, reply, fs.listxattr(&caller, node)),
+            Op::Removexattr(name) => empty("removexattr", reply, fs.removexattr(&caller, node, name)),
+            _ => reply.error(Errno::ENOSYS),
+        }
+    }
+
+    fn lseek(&self, reply: Reply<'_>, args: abi::LseekIn) {
+        let what = match args.whence.cast_signed() {
             libc::SEEK_DATA => SeekWhat::Data,
             libc::SEEK_HOLE => SeekWhat::Hole,
-            _ => return reply.error(fuser::Errno::from_i32(libc::EINVAL)),
+            _ => return reply.error(Errno::EINVAL),
         };
-        let Ok(offset) = u64::try_from(offset) else {
-            return reply.error(fuser::Errno::from_i32(libc::ENXIO));
-        };
-        self.spawn(move |fs| match fs.lseek(Handle(fh.0), offset, what) {
-            Ok(found) => reply.offset(found.cast_signed()),
+        if args.offset > i64::MAX.cast_unsigned() {
+            return reply.error(Errno::ENXIO);
+        }
+        match self.fs.lseek(Handle(args.fh), args.offset, what) {
+            Ok(offset) => reply.fixed(&abi::LseekOut { offset }),
             Err(error) => reply.error(errno("lseek", &error)),
-        });
+        }
     }
 
-    fn copy_file_range(
-        &self,
-        _req: &Request,
-        _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
-        _flags: fuser::CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        // The kernel then copies through its page cache and asks no more.
-        reply.error(fuser::Errno::from_i32(libc::ENOSYS));
-    }
-}
-
-impl Front {
     /// Without ACLs the kernel has applied the umask already.
     fn umask(&self, umask: u32) -> u32 {
         if self.options.acl { umask } else { 0 }
     }
+
+    /// With `noacl` the ACL xattrs are not there, as with the original.
+    fn hides(&self, name: &[u8]) -> bool {
+        !self.options.acl && name.starts_with(b"system.posix_acl_")
+    }
+
+    fn opened_dir(&self) -> Fopen {
+        if self.options.cache_dirs {
+            Fopen::CACHE_DIR | Fopen::KEEP_CACHE
+        } else {
+            Fopen::empty()
+        }
+    }
 }
 
-/// Attributes of nothing: node id 0.
-fn nothing() -> fuser::FileAttr {
-    fuser::FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: std::time::UNIX_EPOCH,
-        mtime: std::time::UNIX_EPOCH,
-        ctime: std::time::UNIX_EPOCH,
-        crtime: std::time::UNIX_EPOCH,
-        kind: fuser::FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
+/// Pages stay valid for as long as we hold the inode's lock: they are not dropped at open. There are no POSIX locks
+/// to give back at close, and errors are reported by fsync: no FLUSH.
+const OPENED: Fopen = Fopen::KEEP_CACHE.union(Fopen::NOFLUSH);
+
+fn opened(handle: Handle, flags: Fopen) -> abi::OpenOut {
+    abi::OpenOut {
+        fh: handle.0,
+        open_flags: flags.bits(),
+        padding: 0,
+    }
+}
+
+/// A verb that gives nothing.
+fn empty(verb: &'static str, reply: Reply<'_>, result: FsResult<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(verb, &error)),
+    }
+}
+
+/// A verb that gives the bytes of an xattr call, whose size may be all that is asked for.
+fn value(verb: &'static str, size: u32, reply: Reply<'_>, result: Result<Vec<u8>, FsError>) {
+    match result {
+        Ok(value) if size == 0 => reply.fixed(&abi::GetxattrOut {
+            size: u32::try_from(value.len()).unwrap_or(u32::MAX),
+            padding: 0,
+        }),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.bytes(&[], &value),
+        Err(error) => reply.error(errno(verb, &error)),
+    }
+}
+
+/// What a SETATTR changes. `None`: a time that is none.
+fn set_attr(valid: Fattr, set: &abi::SetattrIn) -> Option<SetAttr> {
+    let time = |wanted, now, sec, nsec| {
+        if valid.contains(now) {
+            return Some(Some(SetTime::Now));
+        }
+        if valid.contains(wanted) {
+            return Some(Some(SetTime::At(convert::timestamp(sec, nsec)?)));
+        }
+        Some(None)
+    };
+    let given = |flag| valid.contains(flag);
+    Some(SetAttr {
+        perm: given(Fattr::MODE).then_some((set.mode & 0o7777) as u16),
+        uid: given(Fattr::UID).then_some(set.uid),
+        gid: given(Fattr::GID).then_some(set.gid),
+        size: given(Fattr::SIZE).then_some(set.size),
+        atime: time(Fattr::ATIME, Fattr::ATIME_NOW, set.atime, set.atimensec)?,
+        mtime: time(Fattr::MTIME, Fattr::MTIME_NOW, set.mtime, set.mtimensec)?,
+        ctime: match given(Fattr::CTIME) {
+            true => Some(convert::timestamp(set.ctime, set.ctimensec)?),
+            false => None,
+        },
+        // With a mode the caller has said what is left of the set-id bits.
+        kill_suidgid: given(Fattr::KILL_SUIDGID) && !given(Fattr::MODE),
+    })
+}
+
+/// An answer to READDIR as it fills.
+struct Page<'a> {
+    bytes: &'a mut Vec<u8>,
+    limit: usize,
+}
+
+impl<'a> Page<'a> {
+    fn new(bytes: &'a mut Vec<u8>, size: u32) -> Self {
+        bytes.clear();
+        Self {
+            bytes,
+            limit: size.min(MAX_IO) as usize,
+        }
+    }
+
+    /// False: it does not fit any more.
+    fn add(&mut self, head: &[u8], entry: &DirEntry) -> bool {
+        let fixed = abi::Dirent {
+            ino: entry.num.addr.get(),
+            off: entry.cookie,
+            // At most 255: the format has one byte for it.
+            namelen: u32::try_from(entry.name.len()).unwrap_or(0),
+            r#type: convert::mode_type(entry.kind) >> 12,
+        };
+        let len = (head.len() + size_of::<abi::Dirent>() + entry.name.len()).next_multiple_of(8);
+        let end = self.bytes.len() + len;
+        if end > self.limit {
+            return false;
+        }
+        self.bytes.extend_from_slice(head);
+        self.bytes.extend_from_slice(fixed.as_bytes());
+        self.bytes.extend_from_slice(&entry.name);
+        self.bytes.resize(end, 0);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::types::Timestamp;
+    use gfs2_format::ondisk::FileType;
+    use gfs2_format::{FormalIno, InodeNum};
+
+    #[test]
+    fn a_setattr_means_what_its_bits_say() {
+        let raw = abi::SetattrIn {
+            mode: 0o104_755,
+            uid: 7,
+            size: 9,
+            mtime: i64::MIN.cast_unsigned(),
+            mtimensec: 5,
+            atimensec: 2_000_000_000,
+            ..Default::default()
+        };
+        let valid = Fattr::MODE | Fattr::SIZE | Fattr::MTIME | Fattr::KILL_SUIDGID | Fattr::ATIME_NOW;
+        let set = set_attr(valid, &raw).unwrap();
+        assert_eq!(
+            set,
+            SetAttr {
+                perm: Some(0o4755),
+                size: Some(9),
+                mtime: Some(SetTime::At(Timestamp {
+                    sec: i64::MIN,
+                    nsec: 5
+                })),
+                atime: Some(SetTime::Now),
+                ..SetAttr::default()
+            }
+        );
+        assert_eq!(set_attr(Fattr::ATIME, &raw), None);
+        assert!(
+            set_attr(Fattr::SIZE | Fattr::KILL_SUIDGID, &raw)
+                .unwrap()
+                .kill_suidgid
+        );
+        assert_eq!(set_attr(Fattr::empty(), &raw).unwrap(), SetAttr::default());
+    }
+
+    #[test]
+    fn a_page_of_names_ends_before_it_is_too_long() {
+        let mut bytes = vec![1, 2, 3];
+        let entry = |name: &[u8]| DirEntry {
+            num: InodeNum {
+                formal: FormalIno::new(1),
+                addr: BlockAddr::new(77),
+            },
+            kind: FileType::Symlink,
+            name: name.to_vec(),
+            cookie: 5,
+        };
+        let mut page = Page::new(&mut bytes, 24 + 8 + 24 + 16 + 31);
+        assert!(page.add(&[], &entry(b"x")));
+        assert!(page.add(&[], &entry(b"ninebytes")));
+        assert!(!page.add(&[], &entry(b"y")));
+        let expected = abi::Dirent {
+            ino: 77,
+            off: 5,
+            namelen: 1,
+            r#type: 10,
+        };
+        assert_eq!(bytes[..24], *expected.as_bytes());
+        assert_eq!(&bytes[24..32], b"x\0\0\0\0\0\0\0");
+        assert_eq!(&bytes[56..72], b"ninebytes\0\0\0\0\0\0\0");
+        assert_eq!(bytes.len(), 72);
     }
 }

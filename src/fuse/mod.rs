@@ -1,17 +1,26 @@
-//! The FUSE transport: requests in, verbs called, replies out; nothing outside this module knows `fuser`.
+//! The FUSE transport: requests in, verbs called, replies out; nothing outside this module knows the protocol.
 //!
-//! The seam is [`mount`] and [`serve`] plus [`Notifications`]: another front end (one that answers interrupts, that
-//! tells flock from POSIX locks, that speaks epoch and prune notifications) replaces this module without a change
-//! behind it.
+//! It speaks to `/dev/fuse` itself. Of the crates, fuser (0.18) was tried and does not fit: it cannot answer an INTERRUPT
+//! (whoever waits for a lock survives SIGKILL), a time in a SETATTR can end its loop, it hands out neither the flags of
+//! SETATTR, OPEN and SETXATTR that HANDLE_KILLPRIV_V2 and ACLs need nor whole requests in aligned buffers, and it has
+//! no epoch and no prune notification. Requests answered where they were read save two switches of threads each.
 //!
-//! Invariants: a request is answered off the dispatch thread, from a pool; notifications to the kernel are sent from
-//! the caller's thread, which must not be one of the pool's and must hold no lock of ours.
+//! The seam is [`mount`] and [`serve`] plus [`Notifications`].
+//!
+//! Invariants: every request is answered once; notifications to the kernel are sent from the caller's thread, which
+//! must not be one that answers requests and must hold no lock of ours.
 
+mod abi;
 mod convert;
+mod counters;
+mod crew;
 mod front;
+mod interrupt;
 mod notify;
-mod pool;
+mod reply;
+mod request;
 mod session;
 
+pub use counters::Counters;
 pub use notify::Notifications;
 pub use session::{MountedFuse, ServeOptions, mount, serve};

@@ -1,11 +1,14 @@
-//! Mounting by mount(2), and the loop that hands requests to the front end.
+//! Mounting by mount(2), agreeing with the kernel on what is served, and serving it.
 
+use super::abi::{self, InitFlags};
 use super::convert::Nodes;
-use super::front::Front;
-use super::notify::Notifications;
-use super::pool::Pool;
+use super::crew::Crew;
+use super::front::{Front, MAX_IO};
+use super::notify::{Live, Notifications};
+use super::reply::{Channel, Reply};
+use super::request::{Op, decode};
+use crate::error::Errno;
 use crate::ops::Fs;
-use fuser::{Config, Session, SessionACL};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::ffi::CString;
@@ -17,6 +20,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Requests the kernel may have under way in the background (read-ahead, write-back, asynchronous direct I/O), and of
+/// them those after which it holds back read-ahead.
+const MAX_BACKGROUND: u16 = 64;
+const CONGESTION: u16 = 48;
+/// Unit of the kernel's page counts.
+const PAGE: u32 = 4096;
 /// Read-ahead asked for, in KiB: one full READ request.
 const READ_AHEAD_KIB: u32 = 1024;
 
@@ -84,38 +93,138 @@ pub struct ServeOptions {
     pub acl: bool,
     /// How long the kernel may believe names and attributes; infinite while we alone can change them.
     pub ttl: Duration,
+    /// The kernel may keep the names of a directory.
+    pub cache_dirs: bool,
+    /// The kernel may keep writes, sizes and times, and write them back later: only while we alone have the volume.
+    pub writeback_cache: bool,
 }
 
 /// Answers requests until the filesystem is unmounted. `ready` is called once the mount is live.
 ///
 /// # Errors
-/// The session's; the filesystem is still to be shut down by the caller.
+/// The device's; the filesystem is still to be shut down by the caller.
 pub fn serve(
     fs: &Arc<Fs>,
     mounted: MountedFuse,
     options: ServeOptions,
-    notifications: &Notifications,
+    notifications: &Arc<Notifications>,
     ready: impl FnOnce(),
 ) -> io::Result<()> {
     let nodes = Nodes { root: fs.root().addr };
-    let pool = Pool::default();
     let target = mounted.target.clone();
-    let front = Front::new(Arc::clone(fs), nodes, options, pool.clone());
-    let fd = match &mounted.fd {
-        Some(fd) => fd.try_clone()?,
-        None => return Err(io::ErrorKind::NotConnected.into()),
+    let Some(fd) = &mounted.fd else {
+        return Err(io::ErrorKind::NotConnected.into());
     };
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
-    let session = Session::from_fd(front, fd, SessionACL::All, config)?;
-    notifications.start(session.notifier(), nodes);
-    // The session has its own descriptor; the mount ends when the kernel says so.
+    let channel = Arc::new(Channel::new(fd.try_clone()?));
+    let agreed = agree(&channel, options)?;
+    let options = ServeOptions {
+        writeback_cache: agreed.flags.contains(InitFlags::WRITEBACK_CACHE),
+        ..options
+    };
+    notifications.start(Live {
+        channel: Arc::clone(&channel),
+        nodes,
+        minor: agreed.minor,
+    });
+    let front = Front::new(Arc::clone(fs), nodes, options);
+    let crew = Crew::new(channel, front, Arc::clone(notifications));
+    // The crew has its own descriptor; the mount ends when the kernel says so.
     drop(mounted.keep());
     set_read_ahead(target);
     ready();
-    let result = session.run();
-    pool.stop();
-    result
+    crew.run()
+}
+
+/// What was agreed on.
+#[derive(Clone, Copy, Debug)]
+struct Agreed {
+    minor: u32,
+    flags: InitFlags,
+}
+
+/// Answers INIT, the first request of a mount.
+fn agree(channel: &Channel, options: ServeOptions) -> io::Result<Agreed> {
+    let mut buffer = vec![0; abi::MIN_READ_BUFFER];
+    loop {
+        let Some(len) = channel.receive(&mut buffer)? else {
+            return Err(io::Error::other("unmounted before it was live"));
+        };
+        let request = decode(buffer.get(..len).unwrap_or_default())
+            .map_err(|(_, malformed)| io::Error::other(malformed.to_string()))?;
+        let reply = Reply::new(channel, request.header.unique);
+        let Op::Init(init) = request.op else {
+            reply.error(Errno::EIO);
+            return Err(io::Error::other(format!(
+                "the kernel's first request is operation {}, not INIT",
+                request.header.opcode
+            )));
+        };
+        if init.major > abi::MAJOR {
+            // A newer kernel begins again with our version.
+            reply.fixed(&abi::InitOut {
+                major: abi::MAJOR,
+                minor: abi::MINOR,
+                ..Default::default()
+            });
+            continue;
+        }
+        if init.major < abi::MAJOR || init.minor < abi::MINOR_MIN {
+            reply.error(Errno(libc::EPROTO));
+            return Err(io::Error::other(format!(
+                "the kernel speaks version {}.{} of the FUSE protocol, {}.{} (Linux 5.17) is the oldest that is served",
+                init.major,
+                init.minor,
+                abi::MAJOR,
+                abi::MINOR_MIN
+            )));
+        }
+        let (out, agreed) = answer_init(&init, options);
+        tracing::debug!(minor = agreed.minor, flags = ?agreed.flags, "FUSE");
+        reply.fixed(&out);
+        return Ok(agreed);
+    }
+}
+
+/// What we take of what the kernel offers.
+fn answer_init(init: &abi::InitIn, options: ServeOptions) -> (abi::InitOut, Agreed) {
+    let offered = InitFlags::from_bits_retain(u64::from(init.flags) | u64::from(init.flags2) << 32);
+    let mut wanted = InitFlags::ASYNC_READ
+        | InitFlags::ATOMIC_O_TRUNC
+        | InitFlags::EXPORT_SUPPORT
+        | InitFlags::BIG_WRITES
+        | InitFlags::DO_READDIRPLUS
+        | InitFlags::READDIRPLUS_AUTO
+        | InitFlags::ASYNC_DIO
+        | InitFlags::PARALLEL_DIROPS
+        | InitFlags::MAX_PAGES
+        | InitFlags::CACHE_SYMLINKS
+        | InitFlags::EXPLICIT_INVAL_DATA
+        | InitFlags::HANDLE_KILLPRIV_V2
+        | InitFlags::SETXATTR_EXT
+        | InitFlags::INIT_EXT
+        | InitFlags::HAS_EXPIRE_ONLY;
+    wanted.set(InitFlags::POSIX_ACL | InitFlags::DONT_MASK, options.acl);
+    wanted.set(InitFlags::WRITEBACK_CACHE, options.writeback_cache);
+    let flags = offered & wanted;
+    let agreed = Agreed {
+        minor: init.minor.min(abi::MINOR),
+        flags,
+    };
+    let out = abi::InitOut {
+        major: abi::MAJOR,
+        minor: agreed.minor,
+        max_readahead: init.max_readahead,
+        // The halves of one number.
+        flags: flags.bits() as u32,
+        flags2: (flags.bits() >> 32) as u32,
+        max_background: MAX_BACKGROUND,
+        congestion_threshold: CONGESTION,
+        max_write: MAX_IO,
+        time_gran: 1,
+        max_pages: (MAX_IO / PAGE) as u16,
+        ..Default::default()
+    };
+    (out, agreed)
 }
 
 /// Asks for larger read-ahead than the kernel's default of 128 KiB. A matter of speed only. On a thread of its own:
@@ -136,5 +245,60 @@ fn set_read_ahead(target: PathBuf) {
         .spawn(set)
     {
         tracing::debug!("read-ahead stays at the kernel's default: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: ServeOptions = ServeOptions {
+        acl: false,
+        ttl: Duration::ZERO,
+        cache_dirs: true,
+        writeback_cache: false,
+    };
+
+    fn init(minor: u32) -> abi::InitIn {
+        abi::InitIn {
+            major: 7,
+            minor,
+            max_readahead: 131_072,
+            flags: u32::MAX,
+            flags2: u32::MAX,
+            unused: [0; 11],
+        }
+    }
+
+    #[test]
+    fn no_more_is_taken_than_is_served_and_offered() {
+        let (out, agreed) = answer_init(&init(37), OPTIONS);
+        assert_eq!((out.major, out.minor, agreed.minor), (7, 37, 37));
+        assert_eq!(
+            (out.max_write, out.max_pages, out.max_readahead),
+            (1 << 20, 256, 131_072)
+        );
+        // POSIX locks, flock, writeback, ACLs, and what we have no name for.
+        let refused = (1 << 1) | (1 << 10) | (1 << 16) | (1 << 20) | (1 << 6);
+        assert_eq!(out.flags & refused, 0);
+        assert_eq!(out.flags2, 1 << 3);
+        let all = ServeOptions {
+            acl: true,
+            writeback_cache: true,
+            ..OPTIONS
+        };
+        let (out, _) = answer_init(&init(99), all);
+        assert_eq!(out.minor, abi::MINOR);
+        assert_eq!(
+            out.flags & ((1 << 16) | (1 << 20) | (1 << 6)),
+            (1 << 16) | (1 << 20) | (1 << 6)
+        );
+        let nothing = abi::InitIn {
+            flags: 0,
+            flags2: 0,
+            ..init(45)
+        };
+        let (out, agreed) = answer_init(&nothing, all);
+        assert_eq!((out.flags, out.flags2, agreed.flags), (0, 0, InitFlags::empty()));
     }
 }

@@ -113,13 +113,17 @@ impl PendingGlock {
         self.outcome.is_some()
     }
 
-    /// Waits as long as it takes.
+    /// Waits as long as it takes, or until the thread is interrupted where that is allowed ([`Interrupt::allow`]).
     ///
     /// # Errors
-    /// As [`Glock::acquire`].
+    /// As [`Glock::acquire`]; EINTR.
     pub fn wait(mut self) -> Result<GlockGuard, FsError> {
+        if self.is_ready() {
+            return self.collect();
+        }
+        let interrupt = Interrupt::current();
         loop {
-            if let Some(result) = self.wait_until(None, None) {
+            if let Some(result) = self.wait_until(None, interrupt.as_deref()) {
                 return result;
             }
         }

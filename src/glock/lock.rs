@@ -448,7 +448,11 @@ impl Glock {
             if pass >= CONTENDED_AFTER {
                 cache.contended(number, pass);
             }
-            cache.flush_and_invalidate(number, target == State::Sh);
+            if self.ops.kernel_pages(self) {
+                cache.flush_and_invalidate(number, target == State::Sh);
+            } else {
+                cache.invalidate_attributes(number);
+            }
         });
         if flushed.is_none() {
             self.shared

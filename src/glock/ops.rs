@@ -75,6 +75,12 @@ pub trait GlockOps: Send + Sync {
         false
     }
 
+    /// May the kernel have pages of the object now? If not, its emptying does not touch pages, so that it waits for no
+    /// request that keeps one locked. Must not block.
+    fn kernel_pages(&self, _glock: &Glock) -> bool {
+        true
+    }
+
     /// May the kernel cache anything under this lock? Asked once, when the glock is made.
     fn kernel_cached(&self, name: GlockName) -> bool {
         name.ty == LockType::Inode
@@ -111,6 +117,12 @@ pub trait KernelCache: Send + Sync {
     /// to SH: clean pages and attributes may stay). Returns when the kernel has done so. The writes it causes, and
     /// reads of pages it waits for, arrive meanwhile and must be served with [`HolderFlags::SERVE`].
     fn flush_and_invalidate(&self, inode_number: u64, keep_clean: bool);
+
+    /// As [`KernelCache::flush_and_invalidate`] where it is known that the kernel has no pages of the inode: drops what
+    /// else it remembers, and waits for no page.
+    fn invalidate_attributes(&self, inode_number: u64) {
+        self.flush_and_invalidate(inode_number, true);
+    }
 
     /// Pass after pass, pages of the inode are being read again while they are dropped: a chance to take the file
     /// out of the kernel's cache for new opens. Called from pass [`CONTENDED_AFTER`] on.

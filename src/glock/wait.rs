@@ -1,10 +1,13 @@
 //! Waiting for one or several glocks, with a deadline and an interrupt.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::sleep::about_to_sleep;
 
 /// Where a thread sleeps; signalled whenever something it waits for has changed.
 #[derive(Debug, Default)]
@@ -28,6 +31,9 @@ impl Waiter {
     /// Sleeps until more than `seen` signals have come. False: the deadline has passed.
     pub(crate) fn wait_past(&self, seen: u64, deadline: Option<Instant>) -> bool {
         let mut signals = self.signals.lock();
+        if *signals <= seen {
+            MutexGuard::unlocked(&mut signals, about_to_sleep);
+        }
         while *signals <= seen {
             match deadline {
                 None => self.woken.wait(&mut signals),
@@ -42,7 +48,14 @@ impl Waiter {
     }
 }
 
-/// Takes a waiting thread out of its wait (a FUSE INTERRUPT of a rename or flock). Once hit, it stays hit.
+thread_local! {
+    /// What interrupts this thread's waits.
+    static INSTALLED: RefCell<Option<Arc<Interrupt>>> = const { RefCell::new(None) };
+    /// May they be interrupted now?
+    static ALLOWED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Takes a waiting thread out of its wait (a FUSE INTERRUPT). Once hit, it stays hit until it is reset.
 #[derive(Debug, Default)]
 pub struct Interrupt {
     hit: AtomicBool,
@@ -68,6 +81,47 @@ impl Interrupt {
     #[must_use]
     pub fn is_hit(&self) -> bool {
         self.hit.load(Ordering::SeqCst)
+    }
+
+    /// Not interrupted any more.
+    pub fn reset(&self) {
+        self.hit.store(false, Ordering::SeqCst);
+    }
+
+    /// From now on this thread's waits for locks end when `self` is hit, wherever that is [allowed](Self::allow).
+    pub fn install(self: &Arc<Self>) {
+        INSTALLED.set(Some(Arc::clone(self)));
+    }
+
+    /// Runs what may be taken out of a wait: it has nothing to lose by EINTR.
+    pub fn allow<T>(code: impl FnOnce() -> T) -> T {
+        Self::with_allowed(true, code)
+    }
+
+    /// Runs what must not be taken out of a wait.
+    pub fn shield<T>(code: impl FnOnce() -> T) -> T {
+        Self::with_allowed(false, code)
+    }
+
+    fn with_allowed<T>(allowed: bool, code: impl FnOnce() -> T) -> T {
+        /// Puts it back also when the code panics.
+        struct Before(bool);
+        impl Drop for Before {
+            fn drop(&mut self) {
+                ALLOWED.set(self.0);
+            }
+        }
+        let _before = Before(ALLOWED.replace(allowed));
+        code()
+    }
+
+    /// What interrupts this thread now.
+    pub(crate) fn current() -> Option<Arc<Self>> {
+        if ALLOWED.get() {
+            INSTALLED.with_borrow(Clone::clone)
+        } else {
+            None
+        }
     }
 
     pub(crate) fn watch(&self, waiter: &Arc<Waiter>) {

@@ -4,6 +4,7 @@
 //! read under a fresh lock; an interrupted truncate is finished by whoever holds its inode EX next, before anything
 //! else.
 
+use super::ahead::ReadAhead;
 use super::options::FsOptions;
 use super::table::{Inode, InodeRef, InodeTable, NewInode};
 use crate::cache::{BufferCache, LockProof};
@@ -17,6 +18,7 @@ use gfs2_format::device::BlockDevice;
 use gfs2_format::ondisk::{Dinode, DinodeFlags, FileType, view_mut};
 use gfs2_format::{Block, BlockAddr, BlockEdit, Geometry, InodeNum};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Everything below the verbs.
 pub(crate) struct Engine {
@@ -29,6 +31,7 @@ pub(crate) struct Engine {
     pub(crate) iopen_ops: Arc<dyn GlockOps>,
     pub(crate) rgrps: Rgrps,
     pub(crate) inodes: Arc<InodeTable>,
+    pub(crate) ahead: ReadAhead,
     pub(crate) options: FsOptions,
     /// `sb_fs_format`.
     pub(crate) fs_format: u32,
@@ -106,6 +109,29 @@ impl Engine {
         let mut locked = self.lock(inode, State::Ex, HolderFlags::empty())?;
         locked.resume()?;
         Ok(locked)
+    }
+
+    /// Locks an inode for change if nobody has to be waited for, here or on another node.
+    pub(crate) fn try_exclusive<'e>(&'e self, inode: &'e Inode) -> FsResult<Option<Locked<'e>>> {
+        let Some(guard) = inode.glock().try_acquire(State::Ex, HolderFlags::TRY)? else {
+            return Ok(None);
+        };
+        let mut locked = Locked::new(self, inode, guard)?;
+        locked.resume()?;
+        Ok(Some(locked))
+    }
+
+    /// Locks an inode for reading pages of it. While it is open for writing, pages that the kernel has may be stored
+    /// into without our being told, and come back in a demote as writes: so they are handed out only while the lock
+    /// is ours EX (the holder itself may share it).
+    pub(crate) fn shared_pages<'e>(&'e self, inode: &'e Inode) -> FsResult<Locked<'e>> {
+        let shared = inode.glock().acquire(State::Sh, HolderFlags::SERVE)?;
+        // Looked at under the lock: who opens for writing holds it EX when he counts himself.
+        if inode.writers.load(Ordering::Relaxed) == 0 || inode.glock().held_state() == State::Ex {
+            return Locked::new(self, inode, shared);
+        }
+        drop(shared);
+        self.lock(inode, State::Ex, HolderFlags::SERVE)
     }
 
     /// Locks an inode.

@@ -3,6 +3,7 @@
 //! Invariants: nothing of an inode is read without its glock, nothing changed without EX; the truth is the dinode block
 //! in the cache, there is no copy of it that could differ. Must not know: names, several inodes at once.
 
+mod ahead;
 mod engine;
 mod evict;
 mod iopen;
@@ -15,6 +16,7 @@ mod time;
 mod truncate;
 mod write;
 
+pub(crate) use ahead::ReadAhead;
 pub(crate) use engine::{Engine, Locked, Work, dinode_of};
 pub(crate) use evict::{reclaim_orphans, run_evictions};
 pub(crate) use iopen::IopenOps;

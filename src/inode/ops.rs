@@ -1,5 +1,6 @@
 //! What an inode's glock does when it changes hands.
 
+use super::table::InodeTable;
 use crate::cache::BufferCache;
 use crate::error::FsResult;
 use crate::glock::{Glock, GlockOps, State};
@@ -9,14 +10,14 @@ use crate::rgrp::IndexState;
 use gfs2_format::BlockAddr;
 use std::sync::Arc;
 
-/// The operations of all inodes. File data needs none: what is not journaled is on the device before a lock is let go,
-/// and is read from there.
+/// The operations of all inodes.
 #[derive(Debug)]
 pub(crate) struct InodeOps {
     cache: Arc<BufferCache>,
     journal: Option<Arc<Journal>>,
     /// The rindex inode, and who must know when its lock goes.
     rindex: (BlockAddr, Arc<IndexState>),
+    inodes: Arc<InodeTable>,
 }
 
 impl InodeOps {
@@ -24,17 +25,21 @@ impl InodeOps {
         cache: Arc<BufferCache>,
         journal: Option<Arc<Journal>>,
         rindex: (BlockAddr, Arc<IndexState>),
+        inodes: Arc<InodeTable>,
     ) -> Self {
         Self {
             cache,
             journal,
             rindex,
+            inodes,
         }
     }
 }
 
 impl GlockOps for InodeOps {
     fn sync(&self, glock: &Glock) -> FsResult<()> {
+        // A file's write-back error keeps the lock, as the kernel's does: nobody may read what we could not write.
+        self.cache.data().write_owner(glock.name())?;
         match &self.journal {
             Some(journal) => journal.flush_glock(glock.name(), FlushReason::InodeSync),
             None => Ok(()),
@@ -42,18 +47,26 @@ impl GlockOps for InodeOps {
     }
 
     fn invalidate(&self, glock: &Glock, target: State) {
-        if target != State::Un {
-            // Metadata stays; file data is not kept.
-            return;
-        }
-        if let Err(error) = self.cache.drop_owner(glock.name()) {
+        let data = self.cache.data().check_clean(glock.name());
+        // Metadata stays in DF.
+        let metadata = match target {
+            State::Un => self.cache.drop_owner(glock.name()),
+            _ => Ok(()),
+        };
+        if let Err(error) = data.and(metadata) {
             self.cache
                 .health()
                 .withdraw("inode::invalidate", &Cause::Consistency(error.to_string()));
         }
-        if glock.name().number == self.rindex.0.get() {
+        if target == State::Un && glock.name().number == self.rindex.0.get() {
             self.rindex.1.outdated();
         }
+    }
+
+    fn kernel_pages(&self, glock: &Glock) -> bool {
+        // See `Engine::shared_pages`.
+        let addr = BlockAddr::new(glock.name().number);
+        glock.held_state() == State::Ex || !self.inodes.is_open_for_writing(addr)
     }
 
     fn instantiate(&self, _glock: &Glock) -> FsResult<()> {

@@ -1,4 +1,5 @@
-//! File data on its way out: by extents straight from the device; stuffed and journaled data through the cache.
+//! File data on its way out: by extents from the write-behind cache or straight from the device; stuffed and journaled
+//! data through the cache of metadata.
 //!
 //! Invariant: every byte of the answer is written, also where the file has holes or the device's sectors do not fit.
 
@@ -7,14 +8,23 @@ use crate::error::FsResult;
 use gfs2_format::device::{AlignedBuf, ReadRequest};
 use gfs2_format::ondisk::DinodeFlags;
 use gfs2_format::tree::{self, Mapping};
-use gfs2_format::{BlockAddr, BlockRead, FileBlock};
+use gfs2_format::{Block, BlockAddr, BlockRead, Extent, FileBlock};
+
+/// Where a run of bytes is.
+#[derive(Clone, Debug)]
+enum Place {
+    Hole,
+    /// From this byte of the device on.
+    Device(u64),
+    /// From this byte of a block on that is newer than the device.
+    Memory(Block, usize),
+}
 
 /// A run of bytes of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Piece {
     len: usize,
-    /// Byte offset on the device; `None`: a hole.
-    at: Option<u64>,
+    place: Place,
 }
 
 /// Fills `buf` from `offset`; gives the bytes there were before the end of the file.
@@ -62,25 +72,66 @@ fn pieces(locked: &Locked<'_>, offset: u64, len: usize) -> FsResult<Vec<Piece>> 
             Mapping::Stuffed => (want, None),
         };
         let upto = first.saturating_add(blocks.max(1)).saturating_mul(bsize).min(end);
-        let piece = Piece {
-            len: usize::try_from(upto - at).unwrap_or(usize::MAX),
-            at: start.map(|start| geometry.byte_offset(start) + at % bsize),
-        };
-        match pieces.last_mut() {
-            Some(last) if joins(last, &piece) => last.len += piece.len,
-            _ => pieces.push(piece),
+        let len = usize::try_from(upto - at).unwrap_or(usize::MAX);
+        match start {
+            None => push(&mut pieces, len, Place::Hole),
+            Some(start) => {
+                let len_blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+                let extent = Extent {
+                    start,
+                    len: len_blocks,
+                };
+                split(locked, extent, (at % bsize) as usize, len, &mut pieces);
+            }
         }
         at = upto;
     }
     Ok(pieces)
 }
 
-fn joins(last: &Piece, next: &Piece) -> bool {
-    match (last.at, next.at) {
-        (Some(a), Some(b)) => a + last.len as u64 == b,
-        (None, None) => true,
-        _ => false,
+/// Adds the pieces of `len` bytes that begin at byte `skip` of an extent.
+fn split(locked: &Locked<'_>, extent: Extent, skip: usize, len: usize, pieces: &mut Vec<Piece>) {
+    let geometry = locked.engine.geometry();
+    let bsize = geometry.block_len();
+    let base = geometry.byte_offset(extent.start);
+    let newer = locked
+        .engine
+        .cache
+        .data()
+        .range(locked.guard().glock().name(), extent);
+    // Bytes from the extent's beginning.
+    let (mut at, end) = (skip, skip + len);
+    for (addr, block) in newer {
+        let start = usize::try_from(addr.get() - extent.start.get()).unwrap_or(usize::MAX) * bsize;
+        let (from, upto) = (start.max(at), (start + bsize).min(end));
+        if from >= upto {
+            continue;
+        }
+        if at < from {
+            push(pieces, from - at, Place::Device(base + at as u64));
+        }
+        push(pieces, upto - from, Place::Memory(block, from - start));
+        at = upto;
     }
+    if at < end {
+        push(pieces, end - at, Place::Device(base + at as u64));
+    }
+}
+
+/// Adds a piece; neighbours on the device become one.
+fn push(pieces: &mut Vec<Piece>, len: usize, place: Place) {
+    if let Some(last) = pieces.last_mut() {
+        let joins = match (&last.place, &place) {
+            (Place::Hole, Place::Hole) => true,
+            (Place::Device(before), Place::Device(at)) => before + last.len as u64 == *at,
+            _ => false,
+        };
+        if joins {
+            last.len += len;
+            return;
+        }
+    }
+    pieces.push(Piece { len, place });
 }
 
 pub(super) fn map(locked: &Locked<'_>, lblock: u64, want: u64) -> FsResult<Mapping> {
@@ -108,9 +159,13 @@ fn read_pieces(locked: &Locked<'_>, pieces: &[Piece], buf: &mut [u8], len: usize
         let room = piece.len + if index + 1 == pieces.len() { spare } else { 0 };
         let (part, after) = rest.split_at_mut(room);
         rest = after;
-        match piece.at {
-            None => part[..piece.len].fill(0),
-            Some(at) => {
+        match &piece.place {
+            Place::Hole => part[..piece.len].fill(0),
+            Place::Memory(block, skip) => {
+                part[..piece.len].copy_from_slice(&block[*skip..*skip + piece.len]);
+            }
+            Place::Device(at) => {
+                let at = *at;
                 let whole = piece.len.next_multiple_of(sector as usize);
                 if at % sector == 0 && whole <= part.len() {
                     let (part, _) = part.split_at_mut(whole);

@@ -5,17 +5,17 @@
 //! needs any more goes at once if its inode has links; else it goes to the queue of evictions and stays, marked, until
 //! the deallocation has ended.
 
+use crate::cache::QuickMap;
 use crate::error::{Errno, FsResult};
 use crate::glock::{Glock, GlockGuard};
 use crate::txn::CommitSeq;
 use gfs2_format::ondisk::FileType;
 use gfs2_format::{BlockAddr, InodeNum};
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const SHARDS: usize = 64;
@@ -29,8 +29,10 @@ pub(crate) struct Inode {
     iopen: Mutex<Option<GlockGuard>>,
     /// The last link is gone: whoever lets go last deallocates.
     unlinked: AtomicBool,
-    /// Open handles that may write.
+    /// Open handles that may write; grows under the lock EX only.
     pub(crate) writers: AtomicU32,
+    /// Resource group that keeps blocks for it to grow into; 0: none.
+    window: AtomicU64,
     commits: Mutex<Commits>,
 }
 
@@ -85,6 +87,13 @@ impl Inode {
         }
     }
 
+    /// It grows in this group from now on (`None`: nowhere); gives where it grew before, if that is another.
+    pub(crate) fn grow_in(&self, group: Option<BlockAddr>) -> Option<BlockAddr> {
+        let group = group.map_or(0, BlockAddr::get);
+        let before = self.window.swap(group, Ordering::Relaxed);
+        (before != group && before != 0).then(|| BlockAddr::new(before))
+    }
+
     /// What is known of its commits.
     pub(crate) fn commits(&self) -> Commits {
         *self.commits.lock()
@@ -121,7 +130,7 @@ struct Slot {
 
 #[derive(Debug, Default)]
 struct Lane {
-    slots: Mutex<HashMap<BlockAddr, Slot>>,
+    slots: Mutex<QuickMap<BlockAddr, Slot>>,
     /// Told when an evicted entry is gone.
     gone: Condvar,
 }
@@ -215,6 +224,14 @@ impl InodeTable {
         self.lane(addr).slots.lock().contains_key(&addr)
     }
 
+    /// Has somebody the inode at this address open for writing?
+    pub(crate) fn is_open_for_writing(&self, addr: BlockAddr) -> bool {
+        let slots = self.lane(addr).slots.lock();
+        slots
+            .get(&addr)
+            .is_some_and(|slot| slot.inode.writers.load(Ordering::Relaxed) > 0)
+    }
+
     /// The entry of an inode, made with `make` (which takes the iopen lock) when there is none.
     ///
     /// # Errors
@@ -247,6 +264,7 @@ impl InodeTable {
                 iopen: Mutex::new(Some(new.iopen)),
                 unlinked: AtomicBool::new(false),
                 writers: AtomicU32::new(0),
+                window: AtomicU64::new(0),
                 commits: Mutex::default(),
             }),
             users: 0,

@@ -55,6 +55,7 @@ fn extend(locked: &mut Locked<'_>, size: u64, now: Timestamp, change: &dyn Fn(&m
         (Reservation::blocks(1), None)
     };
     let mut work = engine.begin(reservation, hold)?;
+    work.txn.order_data(locked.guard());
     let mut edit = work.edit(locked.guard());
     if unstuff {
         tree::unstuff(&mut edit, addr)?;
@@ -71,6 +72,7 @@ fn shrink(locked: &mut Locked<'_>, size: u64, now: Timestamp, change: &dyn Fn(&m
     let addr = locked.addr();
     write::zero_tail(locked, size)?;
     let mut work = engine.begin(Reservation::blocks(1), None)?;
+    work.txn.order_data(locked.guard());
     let mut edit = work.edit(locked.guard());
     let cursor = tree::truncate_begin(&mut edit, addr, size, now)?;
     let dinode = dinode_of(&mut edit, addr)?;

@@ -1,24 +1,30 @@
 //! File data on its way in: stuffed, in place, into fresh blocks, through the log.
 //!
-//! Invariants: data that is not journaled is on the device before the transaction commits that makes it reachable, and
-//! fresh blocks are written whole; an overwrite of allocated blocks needs no transaction but for size and times; bytes
-//! between the old end of the file and what is written behind it become zero.
+//! Data that is not journaled goes to the write-behind cache; long runs of whole blocks go past it, straight from the
+//! caller's memory to the device.
+//!
+//! Invariants: data that is not journaled reaches the device before the transaction is durable that makes it reachable
+//! (the cache's part is ordered by the log, the straight part is written before the commit), and fresh blocks are
+//! written whole; an overwrite of allocated blocks needs no transaction but for size and times; bytes between the old
+//! end of the file and what is written behind it become zero.
 
 use super::engine::{Locked, Work, dinode_of};
 use super::read::map;
 use crate::error::{FsError, FsResult};
 use crate::rgrp::Want;
-use crate::txn::Reservation;
+use crate::txn::{Reservation, Transaction};
 use gfs2_format::device::{AlignedBuf, WriteRequest};
 use gfs2_format::ondisk::{DINODE_SIZE, Dinode, DinodeFlags};
 use gfs2_format::time::Timestamp;
 use gfs2_format::tree::{self, Mapping};
-use gfs2_format::{BlockAddr, BlockEdit, Extent, FileBlock};
+use gfs2_format::{Block, BlockAddr, BlockEdit, Extent, FileBlock};
 
 /// Blocks allocated in one transaction, at most.
 const ALLOC_MAX: u64 = 2048;
 /// Journaled blocks written in one transaction, at most.
 const LOGGED_MAX: u64 = 128;
+/// Bytes that follow each other in file and on the device, from which on writing them straight is worth waiting for.
+const STRAIGHT_MIN: usize = 4 << 20;
 
 /// What a write does beside moving bytes.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +33,12 @@ pub(crate) struct WriteOptions {
     pub(crate) now: Timestamp,
     /// Clear the set-id bits.
     pub(crate) kill_suidgid: bool,
+    /// Whole blocks are to be on the device when the write returns (`O_DIRECT`).
+    pub(crate) direct: bool,
 }
+
+/// Blocks for the write-behind cache.
+type Staged = Vec<(BlockAddr, Block)>;
 
 /// Blocks of a file that are to take bytes.
 #[derive(Clone, Copy, Debug)]
@@ -178,19 +189,37 @@ fn overwrite(
         have += u64::from(extent.len);
     }
     let n = covered(at, data.len(), first + have, bsize);
-    put(locked, &runs, at, &data[..n])?;
+    let staged = put(locked, None, &runs, at, &data[..n], options.direct)?;
     let (dinode, end) = (locked.dinode(), at + n as u64);
     let grows = end > dinode.size.get();
     let mode = dinode.mode.get();
     let kills = options.kill_suidgid && killed(mode) != mode;
     if grows || kills || dinode.mtime() != options.now || dinode.ctime() != options.now {
         let mut work = locked.engine.begin(Reservation::blocks(1), None)?;
+        stage(locked, &mut work, staged)?;
+        if grows {
+            work.txn.order_data(locked.guard());
+        }
         work.change(locked.guard(), locked.addr(), |dinode| {
             stamp(dinode, end, options)
         })?;
         commit(locked, work, !grows && !kills)?;
+    } else {
+        locked
+            .engine
+            .cache
+            .data()
+            .put(locked.guard().glock().name(), staged);
+        locked.guard().glock().mark_dirty();
     }
     Ok(n)
+}
+
+fn stage(locked: &Locked<'_>, work: &mut Work, staged: Staged) -> FsResult<()> {
+    for (addr, block) in staged {
+        work.txn.write_data(locked.guard(), addr, block)?;
+    }
+    Ok(())
 }
 
 /// Writes into a hole of `blocks` blocks, or into a stuffed inode that is one no more.
@@ -212,7 +241,14 @@ fn fill(
         min: cost(1).blocks(),
         ..Want::near(goal(locked), cost(blocks).blocks())
     };
-    let hold = engine.rgrps.reserve(&want)?;
+    let mut hold = engine.rgrps.reserve(&want)?;
+    // A file that has blocks and gets more behind its end will probably get more still.
+    if locked.dinode().blocks.get() > 1 && at + data.len() as u64 > locked.dinode().size.get() {
+        hold.grow(locked.addr());
+        if let Some(before) = locked.inode.grow_in(Some(hold.group().layout().addr())) {
+            engine.rgrps.close_window(before, locked.addr());
+        }
+    }
     let room = u64::from(hold.available());
     let mut blocks = blocks;
     while blocks > 1 && cost(blocks).blocks() > room {
@@ -228,7 +264,8 @@ fn fill(
     if logged {
         put_logged(locked, &mut work, &runs, at, &data[..n])?;
     } else {
-        put(locked, &runs, at, &data[..n])?;
+        let staged = put(locked, Some(&work.txn), &runs, at, &data[..n], options.direct)?;
+        stage(locked, &mut work, staged)?;
     }
     work.change(locked.guard(), locked.addr(), |dinode| {
         stamp(dinode, at + n as u64, options)
@@ -255,55 +292,73 @@ fn allocate(locked: &Locked<'_>, work: &mut Work, first: u64, blocks: u64) -> Fs
     Ok(runs)
 }
 
-/// Puts bytes into blocks on the device; the partial blocks at the edges are completed first.
-fn put(locked: &Locked<'_>, runs: &[Run], at: u64, data: &[u8]) -> FsResult<()> {
-    let engine = locked.engine;
-    let geometry = engine.geometry();
-    let bsize = u64::from(geometry.bsize());
+/// Puts bytes into blocks: long runs of whole blocks straight to the device, the others (completed first, where they are
+/// written in part) into the answer.
+fn put(
+    locked: &Locked<'_>,
+    txn: Option<&Transaction>,
+    runs: &[Run],
+    at: u64,
+    data: &[u8],
+    direct: bool,
+) -> FsResult<Staged> {
+    let bsize = u64::from(locked.engine.geometry().bsize());
     let end = at + data.len() as u64;
-    let mut edges: Vec<(u64, AlignedBuf)> = Vec::new();
-    // Device offset and the part of `data` that goes there.
-    let mut whole: Vec<(u64, usize, usize)> = Vec::new();
+    let mut staged = Vec::with_capacity(data.len() / bsize as usize + 2);
+    let mut straight: Vec<(BlockAddr, usize, usize)> = Vec::new();
     for run in runs {
         let run_start = run.lblock * bsize;
-        let device_start = geometry.byte_offset(run.extent.start);
         let upto = (run_start + u64::from(run.extent.len) * bsize).min(end);
         let mut from = run_start.max(at);
         while from < upto {
-            let to_device = device_start + (from - run_start);
+            let addr = BlockAddr::new(run.extent.start.get() + (from - run_start) / bsize);
+            let source = (from - at) as usize;
             let next = (from / bsize + 1) * bsize;
             if from % bsize != 0 || next > upto {
                 let stop = next.min(upto);
-                let block_at = to_device - from % bsize;
-                let mut edge = edge(locked, run, block_at, from - from % bsize)?;
+                let mut block = edge(locked, txn, run, addr, from - from % bsize)?;
                 let (skip, len) = ((from % bsize) as usize, (stop - from) as usize);
-                let source = (from - at) as usize;
-                edge[skip..skip + len].copy_from_slice(&data[source..source + len]);
-                edges.push((block_at, edge));
+                block.make_mut()[skip..skip + len].copy_from_slice(&data[source..source + len]);
+                staged.push((addr, block));
                 from = stop;
                 continue;
             }
-            let len = (upto - from) / bsize * bsize;
-            let source = (from - at) as usize;
-            match whole.last_mut() {
-                Some((offset, start, bytes))
-                    if *offset + *bytes as u64 == to_device && *start + *bytes == source =>
-                {
-                    *bytes += len as usize;
-                }
-                _ => whole.push((to_device, source, len as usize)),
+            let len = ((upto - from) / bsize * bsize) as usize;
+            if direct || len >= STRAIGHT_MIN {
+                straight.push((addr, source, len));
+            } else {
+                let blocks = data[source..source + len].chunks_exact(bsize as usize);
+                let addresses = (addr.get()..).map(BlockAddr::new);
+                staged.extend(addresses.zip(blocks.map(Block::from)));
             }
-            from += len;
+            from += len as u64;
         }
     }
-    let edges = edges
+    if !straight.is_empty() {
+        write_straight(locked, &straight, data)?;
+    }
+    Ok(staged)
+}
+
+/// Writes parts of `data` (first block, where in `data`, how long) to the device at once.
+fn write_straight(locked: &Locked<'_>, parts: &[(BlockAddr, usize, usize)], data: &[u8]) -> FsResult<()> {
+    let engine = locked.engine;
+    let geometry = engine.geometry();
+    for (start, _, len) in parts {
+        let len = u32::try_from(len / geometry.block_len()).unwrap_or(u32::MAX);
+        let extent = Extent { start: *start, len };
+        engine
+            .cache
+            .data()
+            .supersede(locked.guard().glock().name(), extent);
+    }
+    let requests: Vec<WriteRequest<'_>> = parts
         .iter()
-        .map(|(offset, buf)| WriteRequest { offset: *offset, buf });
-    let whole = whole.iter().map(|(offset, start, len)| WriteRequest {
-        offset: *offset,
-        buf: &data[*start..*start + *len],
-    });
-    let requests: Vec<WriteRequest<'_>> = whole.chain(edges).collect();
+        .map(|(addr, source, len)| WriteRequest {
+            offset: geometry.byte_offset(*addr),
+            buf: &data[*source..*source + *len],
+        })
+        .collect();
     let _gate = engine.health().write_gate()?;
     match requests.as_slice() {
         [one] => engine.device.write_at(one.offset, one.buf)?,
@@ -313,15 +368,40 @@ fn put(locked: &Locked<'_>, runs: &[Run], at: u64, data: &[u8]) -> FsResult<()> 
 }
 
 /// A block that is to be written in part: what stands there, up to the end of the file; zeroes behind.
-fn edge(locked: &Locked<'_>, run: &Run, block_at: u64, file_at: u64) -> FsResult<AlignedBuf> {
-    let mut block = AlignedBuf::zeroed(locked.engine.geometry().block_len());
+fn edge(
+    locked: &Locked<'_>,
+    txn: Option<&Transaction>,
+    run: &Run,
+    addr: BlockAddr,
+    file_at: u64,
+) -> FsResult<Block> {
+    let len = locked.engine.geometry().block_len();
     let valid = locked.dinode().size.get().saturating_sub(file_at);
-    if !run.fresh && valid > 0 {
-        locked.engine.device.read_at(block_at, &mut block)?;
-        let valid = usize::try_from(valid).unwrap_or(usize::MAX).min(block.len());
-        block[valid..].fill(0);
+    if run.fresh || valid == 0 {
+        return Ok(Block::zeroed(len));
+    }
+    let mut block = match txn.and_then(|txn| txn.written_data(addr)) {
+        Some(block) => block.clone(),
+        None => newest(locked, addr)?,
+    };
+    let valid = usize::try_from(valid).unwrap_or(usize::MAX).min(len);
+    if valid < len {
+        block.make_mut()[valid..].fill(0);
     }
     Ok(block)
+}
+
+/// A block of file data that is not journaled, from the write-behind cache or the device.
+fn newest(locked: &Locked<'_>, addr: BlockAddr) -> FsResult<Block> {
+    let engine = locked.engine;
+    if let Some(block) = engine.cache.data().get(locked.guard().glock().name(), addr) {
+        return Ok(block);
+    }
+    let mut block = AlignedBuf::zeroed(engine.geometry().block_len());
+    engine
+        .device
+        .read_at(engine.geometry().byte_offset(addr), &mut block)?;
+    Ok(Block::from(&block[..]))
 }
 
 /// Writes journaled data into `blocks` blocks that are allocated.
@@ -386,7 +466,8 @@ fn put_logged(locked: &Locked<'_>, work: &mut Work, runs: &[Run], at: u64, data:
     Ok(())
 }
 
-/// Zeroes what stands behind byte `at` in its block.
+/// Zeroes what stands behind byte `at` in its block. The caller has this ordered before a size that relies on it
+/// ([`Transaction::order_data`]).
 pub(crate) fn zero_tail(locked: &mut Locked<'_>, at: u64) -> FsResult<()> {
     let engine = locked.engine;
     let bsize = u64::from(engine.geometry().bsize());
@@ -402,13 +483,12 @@ pub(crate) fn zero_tail(locked: &mut Locked<'_>, at: u64) -> FsResult<()> {
         work.txn.edit_data(locked.guard(), extent.start)?[skip..].fill(0);
         return commit(locked, work, false);
     }
-    let offset = engine.geometry().byte_offset(extent.start);
-    let mut block = AlignedBuf::zeroed(bsize as usize);
-    engine.device.read_at(offset, &mut block)?;
+    let mut block = newest(locked, extent.start)?;
     if block[skip..].iter().any(|byte| *byte != 0) {
-        block[skip..].fill(0);
-        let _gate = engine.health().write_gate()?;
-        engine.device.write_at(offset, &block)?;
+        block.make_mut()[skip..].fill(0);
+        let owner = locked.guard().glock().name();
+        engine.cache.data().put(owner, [(extent.start, block)]);
+        locked.guard().glock().mark_dirty();
     }
     Ok(())
 }

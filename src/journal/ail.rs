@@ -4,9 +4,10 @@
 //! entry's block is in the index of logged copies; `pending` of a commit counts its entries that nothing has made
 //! unnecessary; commits leave only from the oldest end, when a header with a tail behind them is durable.
 
+use crate::cache::{QuickMap, QuickSet};
 use crate::glock::GlockName;
 use gfs2_format::{Block, BlockAddr, JournalBlock};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 
 /// A commit between tail and head.
 struct Commit {
@@ -61,9 +62,9 @@ pub(super) struct Ail {
     commits: VecDeque<Commit>,
     /// Number of the oldest commit in `commits`.
     oldest: u64,
-    entries: HashMap<BlockAddr, Entry>,
-    logged: HashMap<BlockAddr, Logged>,
-    owners: HashMap<GlockName, HashSet<BlockAddr>>,
+    entries: QuickMap<BlockAddr, Entry>,
+    logged: QuickMap<BlockAddr, Logged>,
+    owners: QuickMap<GlockName, QuickSet<BlockAddr>>,
 }
 
 impl Ail {
@@ -146,7 +147,7 @@ impl Ail {
         &mut self,
         first: JournalBlock,
         blocks: impl Iterator<Item = (BlockAddr, GlockName, &'a Block)>,
-        revokes: &HashSet<BlockAddr>,
+        revokes: &QuickSet<BlockAddr>,
     ) -> Vec<BlockAddr> {
         let number = self.next_commit();
         let mut unpin = Vec::new();

@@ -2,9 +2,11 @@
 //!
 //! Invariant: after a withdraw nothing here reaches the device.
 
+use crate::cache::{Batch, DataCache};
 use crate::error::{FsError, FsResult};
+use crate::glock::GlockName;
 use crate::health::{Cause, Health};
-use gfs2_format::device::{BlockDevice, WriteRequest};
+use gfs2_format::device::{AlignedBuf, BlockDevice, WriteRequest};
 use gfs2_format::{Block, BlockAddr, Error, Geometry, Jid};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,13 +96,68 @@ impl Writer {
     /// Writes a log header, durably on mounts with barriers; what it speaks of has been flushed before.
     pub(super) fn write_header(&self, addr: BlockAddr, block: &Block) -> FsResult<()> {
         let offset = self.geometry.byte_offset(addr);
+        // In memory that direct I/O takes as it is: a device may then write it durably in one go.
+        let block = AlignedBuf::from(&block[..]);
         let gate = self.health.write_gate()?;
         let result = match self.barriers {
-            true => self.device.write_fua(offset, block),
-            false => self.device.write_at(offset, block),
+            true => self.device.write_fua(offset, &block),
+            false => self.device.write_at(offset, &block),
         };
         drop(gate);
         result.map_err(|error| self.log_failed(error))
+    }
+
+    /// Writes blocks to the log, and before or along with them what `owners` have dirty of file data: the device flush
+    /// that follows covers both.
+    pub(super) fn write_ordered(
+        &self,
+        data: &DataCache,
+        owners: Vec<GlockName>,
+        log: &[(BlockAddr, &Block)],
+    ) -> FsResult<()> {
+        if owners.is_empty() || data.is_clean() {
+            return self.write_log(log);
+        }
+        let log_bytes = log.len() * self.geometry.block_len();
+        let mut pass = data.pass(owners);
+        loop {
+            let batch = data.next_batch(&mut pass);
+            if batch.is_last() && batch.len() > 0 && log_bytes <= PIECE_BYTES {
+                return self.write_along(batch, log);
+            }
+            let last = batch.is_last();
+            // A file's error is for its next fsync; the commit goes on, as the kernel's does.
+            if let Err(error @ FsError::Withdrawn(_)) = batch.write() {
+                return Err(error);
+            }
+            if last {
+                return self.write_log(log);
+            }
+        }
+    }
+
+    /// Writes a batch of file data and the log's blocks at once.
+    fn write_along(&self, batch: Batch<'_>, log: &[(BlockAddr, &Block)]) -> FsResult<()> {
+        let pieces = self.pieces(log);
+        let mut requests = batch.requests();
+        requests.extend(self.requests(&pieces));
+        let gate = self.health.write_gate()?;
+        let result = self.device.write_batch(&requests);
+        drop(gate);
+        drop(requests);
+        match result {
+            Ok(()) => {
+                batch.done();
+                Ok(())
+            }
+            Err(error) => {
+                // Either may have failed: each by itself.
+                if let Err(error @ FsError::Withdrawn(_)) = batch.write_each(&error) {
+                    return Err(error);
+                }
+                self.write_log(log)
+            }
+        }
     }
 
     fn log_failed(&self, error: Error) -> FsError {
@@ -122,25 +179,9 @@ impl Writer {
     fn write(&self, blocks: &[(BlockAddr, &Block)]) -> Result<(), Failed> {
         let len = self.geometry.block_len();
         let per_batch = (BATCH_BYTES / len).max(1);
-        let per_piece = (PIECE_BYTES / len).max(1);
         for batch in blocks.chunks(per_batch) {
-            let runs = batch
-                .chunk_by(|a, b| a.0.checked_add(1) == Some(b.0))
-                .flat_map(|run| run.chunks(per_piece));
-            let pieces: Vec<(BlockAddr, Vec<u8>)> = runs
-                .map(|run| {
-                    let mut bytes = Vec::with_capacity(run.len() * len);
-                    run.iter().for_each(|(_, block)| bytes.extend_from_slice(block));
-                    (run[0].0, bytes)
-                })
-                .collect();
-            let requests: Vec<WriteRequest<'_>> = pieces
-                .iter()
-                .map(|(addr, bytes)| WriteRequest {
-                    offset: self.geometry.byte_offset(*addr),
-                    buf: bytes,
-                })
-                .collect();
+            let pieces = self.pieces(batch);
+            let requests: Vec<WriteRequest<'_>> = self.requests(&pieces).collect();
             let gate = self.health.write_gate().map_err(Failed::Refused)?;
             let result = self.device.write_batch(&requests);
             drop(gate);
@@ -149,6 +190,41 @@ impl Writer {
         }
         Ok(())
     }
+
+    /// Runs of neighbours, each put together.
+    fn pieces(&self, blocks: &[(BlockAddr, &Block)]) -> Vec<Piece> {
+        let per_piece = (PIECE_BYTES / self.geometry.block_len()).max(1);
+        blocks
+            .chunk_by(|a, b| a.0.checked_add(1) == Some(b.0))
+            .flat_map(|run| run.chunks(per_piece))
+            .map(|run| Piece {
+                addr: run[0].0,
+                bytes: self.join(run),
+            })
+            .collect()
+    }
+
+    fn join(&self, run: &[(BlockAddr, &Block)]) -> AlignedBuf {
+        let len = self.geometry.block_len();
+        let mut bytes = AlignedBuf::zeroed(run.len() * len);
+        for (to, (_, block)) in bytes.chunks_exact_mut(len).zip(run) {
+            to.copy_from_slice(block);
+        }
+        bytes
+    }
+
+    fn requests<'a>(&'a self, pieces: &'a [Piece]) -> impl Iterator<Item = WriteRequest<'a>> {
+        pieces.iter().map(|piece| WriteRequest {
+            offset: self.geometry.byte_offset(piece.addr),
+            buf: &piece.bytes,
+        })
+    }
+}
+
+/// Neighbours on the device, in memory that direct I/O takes as it is.
+struct Piece {
+    addr: BlockAddr,
+    bytes: AlignedBuf,
 }
 
 enum Failed {

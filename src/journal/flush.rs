@@ -1,16 +1,18 @@
 //! Writing commits to the log, and headers that move its tail.
 //!
-//! Order of one flush (FORMAT.md 7.3): log blocks; device flush (which also covers file data written before the
+//! Order of one flush (FORMAT.md 7.3): file data the commit makes reachable and log blocks; device flush (which also covers file data written before the
 //! commit, and in-place writes that the new tail passes); header, durably. Only then do its blocks become
 //! eligible for writing in place, is the space before the tail used again, and is anybody told.
 
 use super::ail::Tail;
+use super::device::FlushMark;
 use super::log::Journal;
 use super::running::{Running, RunningBlock};
 use super::state::State;
 use super::types::{CommitHook, CommitSeq, FlushReason, StatfsDelta, stamp};
 use crate::cache::lock;
 use crate::error::{FsError, FsResult};
+use crate::glock::GlockName;
 use crate::health::Cause;
 use gfs2_format::log::{Header, HeaderVersion, LogTime, encode_header};
 use gfs2_format::ondisk::{DINODE_SIZE, LogFlags, StatfsChange, view_mut};
@@ -112,6 +114,35 @@ impl Journal {
     pub fn fsync(&self, seq: CommitSeq) -> FsResult<()> {
         let mark = self.writer.mark();
         self.wait_durable(seq, FlushReason::Fsync)?;
+        self.flush_since(mark)
+    }
+
+    /// [`Journal::fsync`] for a file: what `owner` has dirty of file data is durable too. Write-back errors are told
+    /// by [`crate::cache::DataCache::check_failure`].
+    ///
+    /// # Errors
+    /// As [`Journal::wait_durable`].
+    pub fn fsync_data(&self, owner: GlockName, seq: CommitSeq) -> FsResult<()> {
+        let mut mark = self.writer.mark();
+        if self.durable_seq() < seq && self.cache.data().has_dirty(owner) {
+            let mut state = lock(&self.state);
+            // One flush for both, if the commit is still to be written.
+            if state.running.seq == seq.0 && !state.running.is_empty() {
+                state.running.order(owner);
+            }
+        }
+        self.wait_durable(seq, FlushReason::Fsync)?;
+        if self.cache.data().has_dirty(owner) {
+            match self.cache.data().write_owner(owner) {
+                Err(error @ FsError::Withdrawn(_)) => return Err(error),
+                // Remembered for whoever has the file open.
+                _ => mark = self.writer.mark(),
+            }
+        }
+        self.flush_since(mark)
+    }
+
+    fn flush_since(&self, mark: FlushMark) -> FsResult<()> {
         if self.writer.covers(mark) {
             return Ok(());
         }
@@ -200,7 +231,8 @@ impl Journal {
         let count = u32::try_from(blocks.len()).unwrap_or(u32::MAX);
         self.check_room(detached.used, u64::from(count) + 1)?;
         let placed = self.place(detached.first, &blocks)?;
-        self.writer.write_log(&placed)?;
+        let ordered = detached.commit.ordered().iter().copied().collect();
+        self.writer.write_ordered(self.cache.data(), ordered, &placed)?;
         self.writer.flush()?;
         self.counters
             .log_blocks
@@ -277,7 +309,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Waits for in-place writes of blocks that this commit freed: they may be allocated again, and written past the
+    /// Waits for writes of blocks that this commit freed, in place or of file data: they may be allocated again, and written past the
     /// log, as soon as it is durable. None can begin any more.
     fn wait_for_freed(&self, commit: &Running) {
         let state = lock(&self.state);
@@ -286,6 +318,9 @@ impl Journal {
         drop(state);
         if busy {
             drop(lock(&self.in_place));
+        }
+        if commit.frees_data() {
+            self.cache.data().wait_writes();
         }
     }
 

@@ -15,7 +15,7 @@ use gfs2_format::ondisk::{MetaHeader, MetaType};
 use gfs2_format::{BlockAddr, Jid};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 /// A reservation of log space; given back when dropped.
@@ -86,6 +86,7 @@ pub struct Journal {
     pub(super) config: JournalConfig,
     pub(super) costs: Costs,
     pub(super) ring: Ring,
+    max_blocks: OnceLock<u64>,
     pub(super) writer: Writer,
     /// Held by the one batch of in-place writes.
     pub(super) in_place: Mutex<()>,
@@ -125,6 +126,7 @@ impl Journal {
         let journal = Arc::new(Self {
             costs: Costs::new(&geometry),
             ring: config.map.ring(),
+            max_blocks: OnceLock::new(),
             writer,
             in_place: Mutex::new(()),
             state: Mutex::new(State::new(geometry.block_len())),
@@ -163,6 +165,12 @@ impl Journal {
         self.config.jid
     }
 
+    /// Can other nodes change what we gave up the glock of?
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.config.shared
+    }
+
     /// Changes `commit=` (a remount).
     pub fn set_commit_interval(&self, interval: Duration) {
         let mut daemon = lock(&self.daemon);
@@ -174,6 +182,10 @@ impl Journal {
     /// The largest `blocks` of a [`Reservation`] (without revokes) that can ever be granted.
     #[must_use]
     pub fn max_blocks(&self) -> u64 {
+        *self.max_blocks.get_or_init(|| self.find_max_blocks())
+    }
+
+    fn find_max_blocks(&self) -> u64 {
         let limit = self.cost_max();
         // cost(n) grows by one or two per block: close in from below.
         let mut blocks = limit.saturating_mul(9) / 10;
@@ -195,6 +207,12 @@ impl Journal {
     #[must_use]
     pub fn durable_seq(&self) -> CommitSeq {
         CommitSeq(self.durable.load(Ordering::Acquire))
+    }
+
+    /// Newest commit there is anything of; durable or not.
+    #[must_use]
+    pub fn newest(&self) -> CommitSeq {
+        lock(&self.state).newest()
     }
 
     /// What this node has counted and not yet folded into the master statfs.
@@ -389,6 +407,23 @@ impl Journal {
                 let owner = cached.or_else(|| state.ail.owner_of(addr));
                 state.running.revoke(addr, owner);
             }
+        }
+        for (owner, extent) in work.freed_data {
+            self.cache.data().forget(owner, &[extent]);
+            state.running.free_data();
+        }
+        // One owner's blocks mostly: one look-up for all of them.
+        let mut data = work.data.into_iter().peekable();
+        while let Some((owner, ..)) = data.peek() {
+            let owner = *owner;
+            let own = std::iter::from_fn(|| data.next_if(|next| next.0 == owner));
+            self.cache
+                .data()
+                .put(owner, own.map(|(_, addr, block)| (addr, block)));
+            state.running.order(owner);
+        }
+        for owner in work.ordered {
+            state.running.order(owner);
         }
         for (addr, change) in work.blocks {
             let block = RunningBlock {

@@ -3,10 +3,10 @@
 //! Invariant: no block is logged and revoked in one commit (the revoke would kill the copy, FORMAT.md 7.6).
 
 use super::space::Costs;
+use crate::cache::{QuickMap, QuickSet};
 use crate::glock::GlockName;
 use gfs2_format::log::Flush;
 use gfs2_format::{Block, BlockAddr};
-use std::collections::{HashMap, HashSet};
 
 /// A block of the running commit.
 pub(super) struct RunningBlock {
@@ -18,10 +18,14 @@ pub(super) struct RunningBlock {
 /// The running commit, or one that is being flushed.
 pub(super) struct Running {
     pub(super) seq: u64,
-    blocks: HashMap<BlockAddr, RunningBlock>,
+    blocks: QuickMap<BlockAddr, RunningBlock>,
     jdata: u64,
-    revokes: HashSet<BlockAddr>,
-    owners: HashSet<GlockName>,
+    revokes: QuickSet<BlockAddr>,
+    owners: QuickSet<GlockName>,
+    /// Owners whose file data must be on the device before this is durable.
+    ordered: QuickSet<GlockName>,
+    /// It frees blocks of file data.
+    frees_data: bool,
     /// The local statfs changed: the statfs_change block is logged too.
     pub(super) statfs: bool,
 }
@@ -30,10 +34,12 @@ impl Running {
     pub(super) fn new(seq: u64) -> Self {
         Self {
             seq,
-            blocks: HashMap::new(),
+            blocks: QuickMap::default(),
             jdata: 0,
-            revokes: HashSet::new(),
-            owners: HashSet::new(),
+            revokes: QuickSet::default(),
+            owners: QuickSet::default(),
+            ordered: QuickSet::default(),
+            frees_data: false,
             statfs: false,
         }
     }
@@ -56,16 +62,34 @@ impl Running {
         self.blocks.contains_key(&addr)
     }
 
-    pub(super) fn revokes(&self) -> &HashSet<BlockAddr> {
+    pub(super) fn revokes(&self) -> &QuickSet<BlockAddr> {
         &self.revokes
     }
 
-    pub(super) fn blocks(&self) -> &HashMap<BlockAddr, RunningBlock> {
+    pub(super) fn blocks(&self) -> &QuickMap<BlockAddr, RunningBlock> {
         &self.blocks
     }
 
     pub(super) fn touches(&self, owner: GlockName) -> bool {
         self.owners.contains(&owner)
+    }
+
+    pub(super) fn ordered(&self) -> &QuickSet<GlockName> {
+        &self.ordered
+    }
+
+    pub(super) fn frees_data(&self) -> bool {
+        self.frees_data
+    }
+
+    /// The file data of this owner comes first.
+    pub(super) fn order(&mut self, owner: GlockName) {
+        self.ordered.insert(owner);
+    }
+
+    /// Blocks of file data were freed.
+    pub(super) fn free_data(&mut self) {
+        self.frees_data = true;
     }
 
     /// Adds or replaces a block, cancelling its revoke; true when it was not in this commit before.
@@ -97,14 +121,15 @@ impl Running {
 
     /// Hands the contents to the codec.
     pub(super) fn with_flush<R>(&self, encode: impl FnOnce(Flush<'_>) -> R) -> R {
+        // By address: the same work gives the same log, and a replay goes through the volume once.
         let part = |data: bool| -> Vec<(BlockAddr, Block)> {
-            self.blocks
-                .iter()
-                .filter(|(_, b)| b.data == data)
-                .map(|(addr, b)| (*addr, b.block.clone()))
-                .collect()
+            let blocks = self.blocks.iter().filter(|(_, b)| b.data == data);
+            let mut part: Vec<_> = blocks.map(|(addr, b)| (*addr, b.block.clone())).collect();
+            part.sort_unstable_by_key(|(addr, _)| *addr);
+            part
         };
-        let revokes: Vec<BlockAddr> = self.revokes.iter().copied().collect();
+        let mut revokes: Vec<BlockAddr> = self.revokes.iter().copied().collect();
+        revokes.sort_unstable();
         encode(Flush {
             jdata: &part(true),
             metadata: &part(false),

@@ -93,7 +93,7 @@ impl Journal {
         Ok((block, local))
     }
 
-    /// Leaves the journal clean: waits for open transactions, flushes, writes everything in place, writes the
+    /// Leaves the journal clean: waits for open transactions, writes file data, flushes, writes everything in place, writes the
     /// UNMOUNT header. Does nothing when not live. [`Journal::start`] may follow.
     ///
     /// # Errors
@@ -111,6 +111,9 @@ impl Journal {
         self.flush(FlushReason::MakeReadOnly)?;
         loop {
             self.wait_for_transactions()?;
+            if let Err(error @ FsError::Withdrawn(_)) = self.cache.data().write_all() {
+                return Err(error);
+            }
             let one = self.flush_token();
             self.flush_running(reason.flags())?;
             let all = lock(&self.state).ail.next_commit();

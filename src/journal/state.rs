@@ -4,10 +4,11 @@ use super::ail::Ail;
 use super::running::Running;
 use super::space::{Costs, TABOO};
 use super::types::{CommitHook, CommitSeq, StatfsDelta};
+use crate::cache::QuickSet;
 use crate::error::{Errno, FsError, FsResult};
 use gfs2_format::log::Ring;
 use gfs2_format::{Block, BlockAddr, JournalBlock};
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// What the journal accepts.
@@ -34,7 +35,7 @@ pub(super) struct State {
     pub(super) flush_taken: bool,
     pub(super) ail: Ail,
     /// Blocks whose in-place write is under way.
-    pub(super) in_flight: HashSet<BlockAddr>,
+    pub(super) in_flight: QuickSet<BlockAddr>,
     /// Where the next log block goes.
     pub(super) head: JournalBlock,
     /// Tail of the newest durable header.
@@ -75,7 +76,7 @@ impl State {
             flushing: None,
             flush_taken: false,
             ail: Ail::default(),
-            in_flight: HashSet::new(),
+            in_flight: QuickSet::default(),
             head: JournalBlock::new(0),
             tail: JournalBlock::new(0),
             sequence: 0,

@@ -1,10 +1,10 @@
 //! The plain types of the log: what a caller asks for and what he is told.
 
+use crate::cache::{QuickMap, QuickSet};
 use crate::glock::GlockName;
 use gfs2_format::log::{JournalMap, LocalStatfs};
 use gfs2_format::ondisk::{LogFlags, MAGIC, MetaHeader, view_mut};
-use gfs2_format::{Block, BlockAddr, Jid};
-use std::collections::{HashMap, HashSet};
+use gfs2_format::{Block, BlockAddr, Extent, Jid};
 use std::fmt;
 use std::time::Duration;
 
@@ -244,9 +244,15 @@ pub(crate) struct Change {
 /// All that a transaction did.
 #[derive(Default)]
 pub(crate) struct WorkSet {
-    pub(crate) blocks: HashMap<BlockAddr, Change>,
+    pub(crate) blocks: QuickMap<BlockAddr, Change>,
     /// Disjoint from `blocks`.
-    pub(crate) freed: HashSet<BlockAddr>,
+    pub(crate) freed: QuickSet<BlockAddr>,
+    /// New contents of blocks of file data, by whose they are: on the device before the commit is durable.
+    pub(crate) data: Vec<(GlockName, BlockAddr, Block)>,
+    /// Blocks of file data that were freed, by whose they were.
+    pub(crate) freed_data: Vec<(GlockName, Extent)>,
+    /// Owners whose dirty file data must be on the device before the commit is durable, beside those of `data`.
+    pub(crate) ordered: Vec<GlockName>,
     pub(crate) statfs: StatfsDelta,
     /// Part of the local statfs that this transaction moves to the master.
     pub(crate) taken: StatfsDelta,
@@ -255,7 +261,12 @@ pub(crate) struct WorkSet {
 
 impl WorkSet {
     pub(crate) fn is_untouched(&self) -> bool {
-        self.blocks.is_empty() && self.freed.is_empty() && self.statfs.is_zero() && self.taken.is_zero()
+        self.blocks.is_empty()
+            && self.freed.is_empty()
+            && self.data.is_empty()
+            && self.freed_data.is_empty()
+            && self.statfs.is_zero()
+            && self.taken.is_zero()
     }
 }
 
@@ -264,6 +275,8 @@ impl fmt::Debug for WorkSet {
         f.debug_struct("WorkSet")
             .field("blocks", &self.blocks.keys())
             .field("freed", &self.freed)
+            .field("data", &self.data.len())
+            .field("freed_data", &self.freed_data)
             .field("statfs", &self.statfs)
             .field("hooks", &self.hooks.len())
             .finish_non_exhaustive()

@@ -4,8 +4,13 @@
 //! `failed CODE MESSAGE`. A pipe that closes without a line says that the daemon died.
 
 use super::cli::{MountError, MountRequest, exit};
+use std::ffi::CStr;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+
+/// The name of the daemon's process; as long as the kernel keeps names.
+const PROCESS_NAME: &CStr = c"mount.fuse-gfs2";
 
 /// Starts the daemon and waits for its verdict.
 ///
@@ -14,6 +19,7 @@ use std::process::{Command, Stdio};
 pub fn start_and_wait(request: &MountRequest) -> Result<(), MountError> {
     let mut command = Command::new("/proc/self/exe");
     command
+        .arg0("mount.fuse-gfs2")
         .arg("--daemon-child")
         .arg(&request.device)
         .arg(&request.target);
@@ -71,6 +77,9 @@ impl Verdict {
     /// # Errors
     /// The system's refusal.
     pub fn detach() -> Result<Self, MountError> {
+        // Started as /proc/self/exe, it would be "exe" in process lists.
+        rustix::thread::set_name(PROCESS_NAME)
+            .map_err(|error| MountError::system(format!("cannot name the process: {error}")))?;
         // Already a session leader (started by an init system directly): nothing to leave.
         let _ = rustix::process::setsid();
         rustix::process::chdir("/").map_err(|error| MountError::system(format!("chdir /: {error}")))?;

@@ -5,7 +5,7 @@
 
 use super::cli::{MountError, MountRequest};
 use super::guard::{DeviceGuard, FS_TYPE};
-use super::options::MountOptions;
+use super::options::{Atime, MountOptions};
 use super::remount::mount_flags;
 use super::start::{Plan, Started, start};
 use crate::fuse::{ServeOptions, mount as mount_fuse, serve};
@@ -84,6 +84,8 @@ fn live(
     let options = ServeOptions {
         acl: request.options.acl,
         ttl: TTL,
+        cache_dirs: request.options.atime != Atime::Strict,
+        writeback_cache: false,
     };
     let mut told = Ok(());
     let served = serve(&started.fs, mounted, options, &started.notifications, || {

@@ -3,6 +3,7 @@
 use super::fs::Fs;
 use super::types::{Attr, Caller, SetAttr, SetTime};
 use crate::error::{Errno, FsResult};
+use crate::glock::{HolderFlags, State};
 use crate::inode::{Engine, InodeRef, Locked, killed, now, set_size};
 use crate::txn::Reservation;
 use crate::xattr;
@@ -77,7 +78,14 @@ impl Fs {
 }
 
 fn setattr(engine: &Engine, inode: &InodeRef, set: &SetAttr) -> FsResult<Attr> {
-    let mut locked = engine.exclusive(inode)?;
+    // The kernel lets no page be written back while it waits for a change of size: a demote must not wait for this.
+    let serve = if set.size.is_some() {
+        HolderFlags::SERVE
+    } else {
+        HolderFlags::empty()
+    };
+    let mut locked = engine.lock(inode, State::Ex, serve)?;
+    locked.resume()?;
     let now = now();
     let chowns = set.uid.is_some() || set.gid.is_some();
     let sets_time = |time| matches!(time, Some(SetTime::At(_)));

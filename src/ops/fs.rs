@@ -3,9 +3,12 @@
 use super::config::FsConfig;
 use super::handle::Handles;
 use super::types::StatFs;
+use crate::cache::DataFlusher;
 use crate::error::{Errno, FsError, FsResult};
-use crate::glock::{GlockName, GlockOps};
-use crate::inode::{Engine, InodeOps, InodeRef, InodeTable, IopenOps, reclaim_orphans, run_evictions};
+use crate::glock::{GlockName, GlockOps, Interrupt};
+use crate::inode::{
+    Engine, InodeOps, InodeRef, InodeTable, IopenOps, ReadAhead, reclaim_orphans, run_evictions,
+};
 use crate::journal::{FlushReason, StopReason};
 use crate::rgrp::{IndexState, Rgrps};
 use crate::statfs::{Figures, Totals};
@@ -25,6 +28,8 @@ pub struct Fs {
     pub(super) handles: Handles,
     totals: Totals,
     root: InodeNum,
+    /// Writes data back in the background.
+    flusher: Mutex<Option<DataFlusher>>,
     /// Keeps the root known.
     root_ref: Mutex<Option<InodeRef>>,
 }
@@ -43,11 +48,13 @@ impl Fs {
             options,
         } = config;
         let index = Arc::new(IndexState::default());
+        let inodes = InodeTable::new();
         let rindex = volume.system.rindex;
         let inode_ops: Arc<dyn GlockOps> = Arc::new(InodeOps::new(
             Arc::clone(&cache),
             journal.clone(),
             (rindex, Arc::clone(&index)),
+            Arc::clone(&inodes),
         ));
         let rindex_glock = glocks.get(GlockName::inode(rindex.get()), &inode_ops)?;
         let rgrps = Rgrps::new(
@@ -57,7 +64,6 @@ impl Fs {
             (rindex, rindex_glock),
             index,
         );
-        let inodes = InodeTable::new();
         let iopen_ops = IopenOps::start(&inodes, &glocks, &inode_ops)?;
         let engine = Engine {
             device: Arc::clone(cache.device()),
@@ -68,6 +74,7 @@ impl Fs {
             iopen_ops,
             rgrps,
             inodes,
+            ahead: ReadAhead::default(),
             options,
             fs_format: volume.superblock.fs_format.get(),
         };
@@ -75,7 +82,10 @@ impl Fs {
         let root = read_number(&engine, volume.system.root)?;
         let root_ref = engine.inode(root, FileType::Dir)?;
         drop(engine.shared_any(&root_ref)?);
+        let writes = engine.journal.is_some() && !engine.options.read_only;
+        let flusher = writes.then(|| DataFlusher::start(&engine.cache)).transpose()?;
         Ok(Self {
+            flusher: Mutex::new(flusher),
             engine,
             handles: Handles::default(),
             totals,
@@ -98,7 +108,7 @@ impl Fs {
         call: impl FnOnce(&Engine) -> FsResult<T>,
     ) -> FsResult<T> {
         self.engine.health().check()?;
-        let result = call(&self.engine);
+        let result = Interrupt::allow(|| call(&self.engine));
         self.settle();
         result.map_err(|error| self.engine.health().observe(verb, error))
     }
@@ -111,7 +121,7 @@ impl Fs {
             if !matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) {
                 return result;
             }
-            let evicted = run_evictions(engine).unwrap_or(0);
+            let evicted = Interrupt::shield(|| run_evictions(engine)).unwrap_or(0);
             let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
             if evicted > 0 || waited {
                 call(engine)
@@ -168,8 +178,12 @@ impl Fs {
             let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
                 return Ok(());
             };
+            // The data first: the log then need not wait for it. An error of it does not keep the rest from being
+            // synced.
+            let data = engine.cache.data().write_all();
             let seq = journal.flush(FlushReason::SyncFs)?;
-            journal.fsync(seq)
+            journal.fsync(seq)?;
+            data
         })
     }
 
@@ -200,12 +214,14 @@ impl Fs {
         self.root_ref.lock().take();
         self.engine.inodes.forget_all();
         let mut result = run_evictions(&self.engine).map(|_| ());
+        self.flusher.lock().take();
         let journal = self
             .engine
             .journal
             .as_ref()
             .filter(|_| !self.engine.options.read_only);
         if let Some(journal) = journal.filter(|_| !self.engine.health().is_withdrawn()) {
+            result = result.and(self.engine.cache.data().write_all());
             result = result.and(self.totals.sync(&self.engine));
             result = result.and(journal.stop(StopReason::Shutdown));
         }

@@ -1,10 +1,10 @@
 //! Open files and directories.
 
+use crate::cache::QuickMap;
 use crate::error::{Errno, FsResult};
 use crate::inode::InodeRef;
 use bitflags::bitflags;
 use parking_lot::RwLock;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,6 +28,8 @@ bitflags! {
         const SYNC = 16;
         /// `O_DSYNC`: as `SYNC`, without pure timestamps.
         const DSYNC = 32;
+        /// `O_DIRECT`: whole blocks are on the device when a write returns.
+        const DIRECT = 64;
     }
 }
 
@@ -36,19 +38,27 @@ bitflags! {
 pub(super) struct Open {
     pub(super) inode: InodeRef,
     pub(super) flags: OpenFlags,
+    /// Where this opener stands among the file's write-back errors.
+    pub(super) failures: AtomicU64,
 }
 
 /// All open handles.
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     last: AtomicU64,
-    open: RwLock<HashMap<u64, Arc<Open>>>,
+    open: RwLock<QuickMap<u64, Arc<Open>>>,
 }
 
 impl Handles {
-    pub(super) fn add(&self, inode: InodeRef, flags: OpenFlags) -> Handle {
+    /// `failures`: of [`crate::cache::DataCache::failure_mark`].
+    pub(super) fn add(&self, inode: InodeRef, flags: OpenFlags, failures: u64) -> Handle {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.write().insert(id, Arc::new(Open { inode, flags }));
+        let open = Open {
+            inode,
+            flags,
+            failures: AtomicU64::new(failures),
+        };
+        self.open.write().insert(id, Arc::new(open));
         Handle(id)
     }
 

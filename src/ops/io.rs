@@ -9,7 +9,6 @@ use crate::glock::{HolderFlags, State};
 use crate::inode::{
     AtimeMode, Engine, Inode, Locked, MAX_FILE_SIZE, WriteOptions, now, read, set_size, write,
 };
-use crate::journal::FlushReason;
 use crate::txn::{CommitSeq, Reservation};
 use crate::xattr;
 use gfs2_format::ondisk::{Dinode, DinodeFlags, FileType};
@@ -36,19 +35,20 @@ impl Fs {
                     return Err(Errno::EISDIR.into());
                 }
             }
-            if flags.contains(OpenFlags::TRUNCATE) {
+            if writes {
+                // EX, not SH as in the kernel, which hears of each first store into a page and asks for EX then.
+                // We hear of none: from the open on, pages are in the kernel only while the lock is ours EX.
                 let mut locked = engine.exclusive(&inode)?;
                 check_open(locked.dinode(), flags)?;
-                if inode.kind() == FileType::Regular {
+                if flags.contains(OpenFlags::TRUNCATE) && inode.kind() == FileType::Regular {
                     set_size(&mut locked, 0, now(), &|_| {})?;
                 }
+                inode.writers.fetch_add(1, Ordering::Relaxed);
             } else {
                 check_open(engine.shared_any(&inode)?.dinode(), flags)?;
             }
-            if writes {
-                inode.writers.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(self.handles.add(inode, flags))
+            let failures = engine.cache.data().failure_mark(inode.glock().name());
+            Ok(self.handles.add(inode, flags, failures))
         })
     }
 
@@ -57,7 +57,10 @@ impl Fs {
     pub fn release(&self, handle: Handle) {
         if let Some(open) = self.handles.remove(handle) {
             if open.flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
-                open.inode.writers.fetch_sub(1, Ordering::Relaxed);
+                let last = open.inode.writers.fetch_sub(1, Ordering::Relaxed) == 1;
+                if let Some(group) = last.then(|| open.inode.grow_in(None)).flatten() {
+                    self.engine.rgrps.close_window(group, open.inode.addr());
+                }
             }
             drop(open);
             self.settle();
@@ -74,7 +77,7 @@ impl Fs {
             let open = self.handles.get(handle)?;
             check_regular(&open.inode)?;
             let (n, dinode) = {
-                let locked = engine.lock(&open.inode, State::Sh, HolderFlags::SERVE)?;
+                let locked = engine.shared_pages(&open.inode)?;
                 (read(&locked, offset, buf)?, *locked.dinode())
             };
             touch(engine, &open.inode, &dinode)?;
@@ -100,6 +103,8 @@ impl Fs {
         if !open.flags.contains(OpenFlags::WRITE) {
             return Err(Errno::EBADF.into());
         }
+        self.engine.cache.data().throttle();
+        let direct = open.flags.contains(OpenFlags::DIRECT);
         let written = self.change("write", |engine| {
             check_regular(&open.inode)?;
             if data.is_empty() {
@@ -125,12 +130,16 @@ impl Fs {
                 &mut locked,
                 offset,
                 &data[..len],
-                WriteOptions { now, kill_suidgid },
+                WriteOptions {
+                    now,
+                    kill_suidgid,
+                    direct,
+                },
             )
         })?;
         if open.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC) {
             self.run("write", |engine| {
-                sync_file(engine, &open.inode, !open.flags.contains(OpenFlags::SYNC))
+                sync_file(engine, &open, !open.flags.contains(OpenFlags::SYNC))
             })?;
         }
         Ok(written)
@@ -143,7 +152,7 @@ impl Fs {
     pub fn fsync(&self, handle: Handle, datasync: bool) -> FsResult<()> {
         self.run("fsync", |engine| {
             let open = self.handles.get(handle)?;
-            sync_file(engine, &open.inode, datasync)
+            sync_file(engine, &open, datasync)
         })
     }
 
@@ -202,14 +211,18 @@ fn wants_atime(engine: &Engine, dinode: &Dinode, now: Timestamp) -> bool {
 }
 
 /// Moves the access time of an inode that was read, if it must move. `dinode` is what the reader saw; its lock is gone.
-/// A failure is only logged, as in the kernel: the read has succeeded.
+/// A failure is only logged, as in the kernel: the read has succeeded. Nobody is waited for: the kernel may keep a page
+/// locked until the read is answered, and a demote waits for that page. A time that cannot be moved now is moved by the
+/// next read.
 pub(super) fn touch(engine: &Engine, inode: &Inode, dinode: &Dinode) -> FsResult<()> {
     let now = now();
     if engine.check_writable().is_err() || !wants_atime(engine, dinode, now) || dinode.atime() >= now {
         return Ok(());
     }
     let moved = (|| {
-        let mut locked = engine.exclusive(inode)?;
+        let Some(mut locked) = engine.try_exclusive(inode)? else {
+            return Ok(());
+        };
         if locked.dinode().atime() >= now || !wants_atime(engine, locked.dinode(), now) {
             return Ok(());
         }
@@ -227,24 +240,26 @@ pub(super) fn touch(engine: &Engine, inode: &Inode, dinode: &Dinode) -> FsResult
     }
 }
 
-/// Makes a file durable.
-fn sync_file(engine: &Engine, inode: &Inode, datasync: bool) -> FsResult<()> {
+/// Makes a file durable, and tells of what could not be.
+fn sync_file(engine: &Engine, open: &Open, datasync: bool) -> FsResult<()> {
     let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
         return Ok(());
     };
+    let inode: &Inode = &open.inode;
+    let name = inode.glock().name();
     let commits = inode.commits();
-    if !commits.complete {
+    let seq = match commits.complete {
+        true if datasync => commits.meta,
+        true => commits.any,
         // Changes of before we knew the inode may still be in memory.
-        let seq = if journal.has_dirty(inode.glock().name()) {
-            journal.flush(FlushReason::Fsync)?
-        } else {
-            CommitSeq::NONE
-        };
-        journal.fsync(seq)?;
+        false if journal.has_dirty(name) => journal.newest(),
+        false => CommitSeq::NONE,
+    };
+    journal.fsync_data(name, seq)?;
+    if !commits.complete {
         inode.all_seen();
-        return Ok(());
     }
-    journal.fsync(if datasync { commits.meta } else { commits.any })
+    engine.cache.data().check_failure(name, &open.failures)
 }
 
 fn seek(locked: &Locked<'_>, offset: u64, what: SeekWhat) -> FsResult<u64> {

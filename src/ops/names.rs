@@ -178,6 +178,7 @@ impl Fs {
 
 /// The entry of an inode, whose parent is no longer locked; counts a knowledge.
 pub(super) fn known(engine: &Engine, inode: &InodeRef) -> FsResult<Entry> {
+    engine.read_ahead_from(inode.addr());
     let attr = attr(&engine.shared_any(inode)?)?;
     engine.inodes.remember(inode);
     Ok(Entry { attr })

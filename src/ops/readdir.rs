@@ -14,6 +14,8 @@ use std::ops::ControlFlow;
 
 /// Entries that are looked up together while a directory is locked.
 const BATCH: usize = 64;
+/// Entries whose dinodes are read together.
+const AHEAD: usize = 1024;
 
 impl Fs {
     /// Opens a directory.
@@ -25,7 +27,8 @@ impl Fs {
             let inode = engine.inodes.get(ino)?;
             check_dir(&inode)?;
             drop(engine.shared_any(&inode)?);
-            Ok(self.handles.add(inode, OpenFlags::READ))
+            let failures = engine.cache.data().failure_mark(inode.glock().name());
+            Ok(self.handles.add(inode, OpenFlags::READ, failures))
         })
     }
 
@@ -80,6 +83,10 @@ impl Fs {
             let mut cookie = Cookie::new(cookie);
             loop {
                 let batch = batch(engine, &open.inode, cookie)?;
+                let addresses = batch.iter().map(|(entry, _)| entry.num.addr);
+                if engine.cold(addresses) > 1 {
+                    read_ahead(engine, &open.inode, cookie)?;
+                }
                 for (entry, inode) in &batch {
                     let attr = inode.as_ref().and_then(|inode| child_attr(engine, inode));
                     if visit(entry, attr.as_ref()) {
@@ -133,6 +140,27 @@ fn batch(engine: &Engine, dir: &InodeRef, cookie: Cookie) -> FsResult<Vec<(DirEn
         };
     }
     Ok(batch)
+}
+
+/// Reads the dinodes of the entries behind `cookie`: entries come in the order of their names' hashes, so that only a
+/// good many of them have neighbours on the device among them.
+fn read_ahead(engine: &Engine, dir: &InodeRef, cookie: Cookie) -> FsResult<()> {
+    let mut addresses = Vec::with_capacity(AHEAD);
+    {
+        let locked = engine.shared(dir)?;
+        dir::read_from(&locked.reader(), locked.addr(), cookie, &mut |entry| {
+            if !matches!(entry.name, b"." | b"..") {
+                addresses.push(entry.num.addr);
+            }
+            if addresses.len() < AHEAD {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+    }
+    engine.read_ahead(addresses);
+    Ok(())
 }
 
 /// Attributes of an entry; what goes wrong shows when somebody looks it up.

@@ -11,6 +11,7 @@ use super::names::{
 };
 use super::types::{Caller, RenameMode};
 use crate::error::{Errno, FsError, FsResult};
+use crate::glock::Interrupt;
 use crate::glock::multi::{Want as Lock, acquire_together};
 use crate::glock::name::nondisk;
 use crate::glock::{GlockGuard, GlockName, GlockOps, HolderFlags, Presence, State};
@@ -230,7 +231,7 @@ impl<'e> Cast<'e> {
                 flags: HolderFlags::empty(),
             })
             .collect();
-        let guards = acquire_together(&wants, None)?;
+        let guards = acquire_together(&wants, Interrupt::current().as_deref())?;
         let locked = unique
             .into_iter()
             .zip(guards)

@@ -1,8 +1,10 @@
 //! The verbs over a volume in memory. Every test ends with the reference checker finding nothing.
 
+mod amplify;
 mod basic;
 mod crash;
 mod model;
+mod ordered;
 mod rig;
 mod space;
 mod threads;

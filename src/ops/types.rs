@@ -137,6 +137,8 @@ pub enum XattrMode {
     Create,
     /// `XATTR_REPLACE`: must exist.
     Replace,
+    /// As `Any`, of an ACL by somebody outside the file's group: an access ACL clears the set-group-id bit.
+    AclKillsSgid,
 }
 
 /// What `lseek` looks for.

@@ -59,10 +59,10 @@ impl Fs {
                 if !engine.options.acl {
                     return Err(Errno::EOPNOTSUPP.into());
                 }
-                return xattr::set_acl(&mut locked, name, value, now());
+                return xattr::set_acl(&mut locked, name, value, mode == XattrMode::AclKillsSgid, now());
             }
             let mode = match mode {
-                XattrMode::Any => SetMode::Any,
+                XattrMode::Any | XattrMode::AclKillsSgid => SetMode::Any,
                 XattrMode::Create => SetMode::Create,
                 XattrMode::Replace => SetMode::Replace,
             };

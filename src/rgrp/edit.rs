@@ -1,13 +1,12 @@
 //! The format crate's view of one inode's blocks: for reading under its glock, for changing in a transaction.
 //!
 //! Invariants: blocks are read and edited under the glock that was shown; allocation comes from the one group that is
-//! held; file data that is not journaled is on its way to the device before the transaction commits.
+//! held; file data that is not journaled goes to the device by way of the write-behind cache.
 
 use super::hold::Hold;
 use crate::cache::{BufferCache, LockProof};
 use crate::error::FsError;
 use crate::txn::Transaction;
-use gfs2_format::device::BlockDevice;
 use gfs2_format::{Block, BlockAddr, BlockEdit, BlockRead, BlockUse, Extent, Geometry, Result};
 
 /// Reads blocks under a held glock.
@@ -94,17 +93,10 @@ impl BlockEdit for Edit<'_> {
                 Ok(())
             }
             BlockUse::Data => {
-                let cache = self.txn.cache();
-                let _gate = cache.health().write_gate()?;
-                let mut block = Block::zeroed(cache.geometry().block_len());
-                block
-                    .make_mut()
-                    .iter_mut()
-                    .zip(bytes)
-                    .for_each(|(to, from)| *to = *from);
-                cache
-                    .device()
-                    .write_at(cache.geometry().byte_offset(addr), &block)
+                let mut block = Block::zeroed(self.txn.geometry().block_len());
+                let room = block.make_mut();
+                room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+                Ok(self.txn.write_data(self.lock, addr, block)?)
             }
         }
     }
@@ -115,7 +107,9 @@ impl BlockEdit for Edit<'_> {
 
     fn free(&mut self, extent: Extent, usage: BlockUse) -> Result<()> {
         held(&mut self.hold, self.lock)?.free(self.txn, extent)?;
-        if usage != BlockUse::Data {
+        if usage == BlockUse::Data {
+            self.txn.free_data(self.lock, extent);
+        } else {
             for block in extent.blocks() {
                 self.txn.revoke(block)?;
             }

@@ -60,6 +60,26 @@ impl FreeMap {
         self.free += added;
     }
 
+    /// Adds those blocks of a run that `other` has.
+    pub(super) fn insert_common(&mut self, other: &Self, (start, len): (u32, u32)) {
+        let mut at = start;
+        let end = start.saturating_add(len).min(self.len);
+        while at < end {
+            let from = other.next(at, true).min(end);
+            let upto = other.next(from, false).min(end);
+            self.insert(from, upto - from);
+            at = upto;
+        }
+    }
+
+    /// How many blocks follow each other from `start` on, `most` at most.
+    pub(super) fn run_at(&self, start: u32, most: u32) -> u32 {
+        if start >= self.len {
+            return 0;
+        }
+        self.next(start, false).min(start.saturating_add(most)) - start
+    }
+
     /// Takes a run out; what is not in the set stays out.
     pub(crate) fn remove(&mut self, start: u32, len: u32) {
         let mut removed = 0;

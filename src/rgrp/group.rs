@@ -6,6 +6,7 @@
 //! never edit the same bitmap block at once.
 
 use super::freemap::FreeMap;
+use super::windows::Windows;
 use crate::error::FsResult;
 use crate::txn::CommitSeq;
 use gfs2_format::bitmap::RgrpLayout;
@@ -28,6 +29,8 @@ pub(super) struct Core {
     pub(super) loaded: bool,
     /// Blocks that may be allocated now.
     pub(super) map: FreeMap,
+    /// Which of them are kept for growing files.
+    windows: Windows,
     /// Freed by commits that are not durable yet, oldest first.
     pending: VecDeque<(CommitSeq, Vec<Run>)>,
     /// Where the last allocation ended.
@@ -39,11 +42,29 @@ pub(super) struct Core {
 }
 
 impl Core {
+    /// Makes blocks allocatable.
+    fn insert(&mut self, run: Run) {
+        self.map.insert(run.0, run.1);
+        self.windows.insert(run);
+    }
+
+    /// A run of up to `want` blocks near `goal`, for a file that goes on growing or for anything else.
+    pub(super) fn find(&mut self, file: Option<u64>, goal: u32, want: u32) -> Option<Run> {
+        self.windows.find(&self.map, file, goal, want)
+    }
+
+    /// Takes a run that [`Core::find`] gave.
+    pub(super) fn take(&mut self, file: Option<u64>, run: Run) {
+        self.map.remove(run.0, run.1);
+        self.windows.taken(&self.map, file, run);
+        self.last = run.0.saturating_add(run.1);
+    }
+
     /// Makes what was freed by durable commits allocatable.
     fn release(&mut self, durable: CommitSeq) {
         while self.pending.front().is_some_and(|(seq, _)| *seq <= durable) {
-            for (start, len) in self.pending.pop_front().map(|(_, runs)| runs).unwrap_or_default() {
-                self.map.insert(start, len);
+            for run in self.pending.pop_front().map(|(_, runs)| runs).unwrap_or_default() {
+                self.insert(run);
             }
         }
     }
@@ -113,6 +134,7 @@ impl Group {
     fn read<R: BlockRead + ?Sized>(&self, reader: &R) -> FsResult<Core> {
         let mut core = Core {
             map: FreeMap::new(self.layout.data()),
+            windows: Windows::new(self.layout.data()),
             ..Core::default()
         };
         let blocks: Vec<BlockAddr> = self.layout.slices().map(|slice| slice.block).collect();
@@ -127,7 +149,7 @@ impl Group {
             }
             let mut from = slice.first;
             while let Some(run) = slice.find_free(&block, from, 1, u32::MAX)? {
-                core.map.insert(self.position(run.start), run.len);
+                core.insert((self.position(run.start), run.len));
                 from = BlockAddr::new(run.start.get().saturating_add(u64::from(run.len)));
             }
             let [_, _, unlinked, _] = slice.count(&block)?;
@@ -163,10 +185,17 @@ impl Group {
     /// The operation that took these runs was rolled back.
     pub(super) fn rolled_back(&self, taken: &[Run]) {
         let mut core = self.core();
-        for (start, len) in taken {
-            core.map.insert(*start, *len);
+        for run in taken {
+            core.insert(*run);
         }
         self.set_hint(&core);
+    }
+
+    /// A file does not grow here any more.
+    pub(super) fn close_window(&self, file: u64) {
+        let mut core = self.core();
+        let Core { map, windows, .. } = &mut *core;
+        windows.close(map, file);
     }
 
     /// Takes the local lock; without waiting unless `wait`.
@@ -210,6 +239,29 @@ impl Group {
         let bytes = reader.read(slice.block)?;
         slice.check_block(&bytes)?;
         Ok(Some(slice.state(&bytes, block)?))
+    }
+
+    /// Up to `limit` dinodes behind a data block, as far as the same part of the bitmap knows.
+    pub(super) fn next_dinodes<R: BlockRead + ?Sized>(
+        &self,
+        reader: &R,
+        block: BlockAddr,
+        limit: usize,
+    ) -> FsResult<Vec<BlockAddr>> {
+        let Some(slice) = self.layout.locate(block) else {
+            return Ok(Vec::new());
+        };
+        let bytes = reader.read(slice.block)?;
+        slice.check_block(&bytes)?;
+        let mut found = Vec::new();
+        let mut from = BlockAddr::new(block.get().saturating_add(1));
+        while found.len() < limit
+            && let Some(next) = slice.find_state(&bytes, from, BlockState::Dinode)?
+        {
+            found.push(next);
+            from = BlockAddr::new(next.get().saturating_add(1));
+        }
+        Ok(found)
     }
 
     /// All dinodes without links.

@@ -23,6 +23,8 @@ pub(crate) struct Hold {
     taken: Vec<Run>,
     freed: Vec<Run>,
     unlinked: i64,
+    /// The file that allocates and goes on growing.
+    file: Option<u64>,
     /// The header as this operation leaves it.
     header: Option<Rgrp>,
     finished: bool,
@@ -44,6 +46,7 @@ impl Hold {
             taken: Vec::new(),
             freed: Vec::new(),
             unlinked: 0,
+            file: None,
             header: None,
             finished: false,
         }
@@ -52,6 +55,12 @@ impl Hold {
     /// The group.
     pub(crate) fn group(&self) -> &Group {
         &self.group
+    }
+
+    /// What is allocated is for this file, which goes on growing: it continues where the file's last allocation ended,
+    /// and what lies behind is kept for it.
+    pub(crate) fn grow(&mut self, file: BlockAddr) {
+        self.file = Some(file.get());
     }
 
     /// The group's glock.
@@ -185,10 +194,7 @@ impl Hold {
     }
 
     fn take(&mut self, run: Run) {
-        let mut core = self.group.core();
-        core.map.remove(run.0, run.1);
-        core.last = run.0.saturating_add(run.1);
-        drop(core);
+        self.group.core().take(self.file, run);
         self.taken.push(run);
     }
 
@@ -198,13 +204,13 @@ impl Hold {
     /// [`gfs2_format::Error::NoSpace`] when nothing is left.
     pub(crate) fn alloc(&mut self, txn: &mut Transaction, goal: BlockAddr, want: u32) -> FsResult<Extent> {
         let run = {
-            let core = self.group.core();
+            let mut core = self.group.core();
             let goal = if self.group.layout().contains_data(goal) {
                 self.group.position(goal)
             } else {
                 core.last
             };
-            core.map.find(goal, want)
+            core.find(self.file, goal, want)
         };
         let run = run.ok_or(FsError::Format(gfs2_format::Error::NoSpace))?;
         self.take(run);
@@ -222,7 +228,7 @@ impl Hold {
 
     /// A block a new dinode could take, none of `avoid`; nothing is changed.
     pub(crate) fn pick(&self, goal: BlockAddr, avoid: &[BlockAddr]) -> Option<BlockAddr> {
-        let core = self.group.core();
+        let mut core = self.group.core();
         // Inodes and what belongs to them follow each other; the goal only says where the first one goes.
         let mut at = if core.last == 0 && self.group.layout().contains_data(goal) {
             self.group.position(goal)
@@ -230,7 +236,7 @@ impl Hold {
             core.last
         };
         for _ in 0..=avoid.len() {
-            let (start, _) = core.map.find(at, 1)?;
+            let (start, _) = core.find(None, at, 1)?;
             let block = self.group.extent((start, 1)).start;
             if !avoid.contains(&block) {
                 return Some(block);

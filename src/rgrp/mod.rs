@@ -10,6 +10,7 @@ mod group;
 mod hold;
 mod ops;
 mod set;
+mod windows;
 
 pub(crate) use edit::{Edit, Reader};
 pub(crate) use hold::Hold;

@@ -204,6 +204,15 @@ impl Rgrps {
         self.hold(&entry, true)?.ok_or_else(|| Errno::EAGAIN.into())
     }
 
+    /// A file that grew in the group at `group` does not grow there any more.
+    pub(crate) fn close_window(&self, group: BlockAddr, file: BlockAddr) {
+        let entries = Arc::clone(&self.entries.read());
+        let found = entries.binary_search_by_key(&group, |e| e.group.layout().addr());
+        if let Some(entry) = found.ok().and_then(|index| entries.get(index)) {
+            entry.group.close_window(file.get());
+        }
+    }
+
     /// `None`: somebody of this node is at it and `wait` is not wanted.
     fn hold(&self, entry: &Entry, wait: bool) -> FsResult<Option<Hold>> {
         if !wait && entry.group.is_busy() {
@@ -288,6 +297,18 @@ impl Rgrps {
         let entry = self.owner(block)?;
         let guard = entry.glock.acquire(State::Sh, HolderFlags::empty())?;
         entry.group.state(&Reader::new(&self.cache, &guard), block)
+    }
+
+    /// Up to `limit` dinodes behind `block` in its group.
+    ///
+    /// # Errors
+    /// As [`Rgrps::state`].
+    pub(crate) fn next_dinodes(&self, block: BlockAddr, limit: u64) -> FsResult<Vec<BlockAddr>> {
+        let entry = self.owner(block)?;
+        let guard = entry.glock.acquire(State::Sh, HolderFlags::empty())?;
+        let reader = Reader::new(&self.cache, &guard);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        entry.group.next_dinodes(&reader, block, limit)
     }
 
     /// Every dinode without links, group by group.

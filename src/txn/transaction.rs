@@ -5,7 +5,7 @@ use crate::error::{FsError, FsResult};
 use crate::glock::GlockName;
 use crate::journal::{Change, CommitSeq, Journal, Reservation, StatfsDelta, Ticket, WorkSet, stamp};
 use gfs2_format::ondisk::{DINODE_SIZE, StatfsChange, view_mut};
-use gfs2_format::{Block, BlockAddr, Geometry};
+use gfs2_format::{Block, BlockAddr, Extent, Geometry};
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
@@ -134,6 +134,34 @@ impl Transaction {
         self.work.blocks.remove(&addr);
         self.work.freed.insert(addr);
         Ok(())
+    }
+
+    /// New contents of a block of file data that is not journaled. They go to the device before this transaction
+    /// becomes durable; nobody sees them before it is committed, or if it is not.
+    ///
+    /// # Errors
+    /// [`FsError::Inconsistent`] when the glock is not held EX.
+    pub fn write_data(&mut self, lock: &dyn LockProof, addr: BlockAddr, block: Block) -> FsResult<()> {
+        let owner = self.check_edit(lock, addr)?;
+        self.work.data.push((owner, addr, block));
+        Ok(())
+    }
+
+    /// The contents that [`Transaction::write_data`] was given for a block.
+    #[must_use]
+    pub fn written_data(&self, addr: BlockAddr) -> Option<&Block> {
+        let newest = self.work.data.iter().rev().find(|(_, at, _)| *at == addr);
+        newest.map(|(_, _, block)| block)
+    }
+
+    /// What is dirty of the owner's file data reaches the device before this transaction becomes durable.
+    pub fn order_data(&mut self, lock: &dyn LockProof) {
+        self.work.ordered.push(lock.name());
+    }
+
+    /// Says that blocks of file data were freed: their contents are not written any more once this is committed.
+    pub fn free_data(&mut self, lock: &dyn LockProof, extent: Extent) {
+        self.work.freed_data.push((lock.name(), extent));
     }
 
     /// Counts a change of the filesystem's totals: logged with this transaction as the node's statfs_change.

@@ -177,8 +177,15 @@ pub(crate) fn remove(locked: &mut Locked<'_>, name: Name<'_>, now: Timestamp) ->
     finish(locked, work, leftover)
 }
 
-/// Sets an ACL: an access ACL changes the mode and is not stored when the mode says it all.
-pub(crate) fn set_acl(locked: &mut Locked<'_>, name: Name<'_>, value: &[u8], now: Timestamp) -> FsResult<()> {
+/// Sets an ACL: an access ACL changes the mode and is not stored when the mode says it all. `kill_sgid`: whoever sets it is
+/// not in the file's group, and the set-group-id bit goes with an access ACL.
+pub(crate) fn set_acl(
+    locked: &mut Locked<'_>,
+    name: Name<'_>,
+    value: &[u8],
+    kill_sgid: bool,
+    now: Timestamp,
+) -> FsResult<()> {
     let acl = Acl::parse(value)?;
     let most = Acl::max_entries(locked.engine.geometry().bsize());
     if acl.as_ref().is_some_and(|acl| acl.len() > most) {
@@ -199,9 +206,10 @@ pub(crate) fn set_acl(locked: &mut Locked<'_>, name: Name<'_>, value: &[u8], now
         };
     };
     let bits = acl.mode_bits();
+    let gone = if kill_sgid { 0o777 | libc::S_ISGID } else { 0o777 };
     let change = move |dinode: &mut Dinode| {
         if access {
-            dinode.mode = (dinode.mode.get() & !0o777 | bits).into();
+            dinode.mode = (dinode.mode.get() & !gone | bits).into();
         }
     };
     if !access || !acl.is_mode_only() {

@@ -6,7 +6,7 @@
 set -eu
 
 PACKAGES="qemu-system-x86 cpio zstd xz-utils kmod util-linux fuse3
- gfs2-utils attr acl e2fsprogs fio"
+ gfs2-utils attr acl e2fsprogs fio tshark"
 
 missing=
 for p in $PACKAGES; do

@@ -5,6 +5,7 @@
 //! it. Apart from that there is the quorum of the whole cluster. Both name the ring they belong to; what they say fits
 //! together only when the rings are equal.
 
+pub mod corosync;
 pub mod memory;
 
 use std::net::IpAddr;

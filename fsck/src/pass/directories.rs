@@ -76,14 +76,14 @@ impl Check<'_> {
             .map(|inode| inode.addr)
             .collect();
         all.sort_unstable();
-        self.walk_directories(reader, &all);
+        self.walk_directories(reader, &all)?;
         while !self.directories.pending.is_empty() {
             let pending = std::mem::take(&mut self.directories.pending);
             let mut targets: Vec<BlockAddr> = pending.iter().map(|entry| entry.target).collect();
             targets.sort_unstable();
             targets.dedup();
             let dirs = self.adopt(reader, &targets);
-            self.walk_directories(reader, &dirs);
+            self.walk_directories(reader, &dirs)?;
             for entry in pending {
                 self.link(&entry, true);
             }
@@ -91,8 +91,12 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn walk_directories(&mut self, reader: &mut Reader<'_>, dirs: &[BlockAddr]) {
-        for batch in dirs.chunks(DIRECTORIES) {
+    fn walk_directories(&mut self, reader: &mut Reader<'_>, dirs: &[BlockAddr]) -> Step {
+        for (n, batch) in dirs.chunks(DIRECTORIES).enumerate() {
+            let done = (n as u64).saturating_mul(DIRECTORIES as u64);
+            if !self.tick(done, dirs.len() as u64)? {
+                return Ok(());
+            }
             let mut hashed: Vec<(BlockAddr, Box<[u8]>)> = Vec::new();
             reader.blocks(batch, |index, bytes| {
                 let (Some(addr), Ok(bytes)) = (batch.get(index).copied(), bytes) else {
@@ -116,6 +120,7 @@ impl Check<'_> {
                 }
             }
         }
+        Ok(())
     }
 
     fn open(&self, addr: BlockAddr, di: &Dinode) -> Directory {

@@ -77,9 +77,15 @@ pub(crate) enum FoundBy {
 impl Check<'_> {
     /// The first walk.
     pub(crate) fn inodes(&mut self, reader: &mut Reader<'_>) -> Step {
+        let end = self.geometry.end();
         for group in 0..self.observed.groups().len() {
             let mut from = Some(0);
             while let Some(start) = from {
+                let at = self.observed.groups().get(group).map(|g| g.layout.addr().get());
+                let at = at.unwrap_or(0).saturating_add(u64::from(start));
+                if !self.tick(at, end)? {
+                    return Ok(());
+                }
                 let Some(found) = self.observed.groups().get(group) else {
                     break;
                 };

@@ -72,6 +72,14 @@ impl Check<'_> {
             let problem = Problem::new(Kind::Jindex, jindex, "journals", u64::from(count), expected);
             self.found(problem.of(jindex).named(name));
         }
+        // Every journal has files of its own: where they are, the journal must be.
+        let lost = |jid: &u32| system.node_file("statfs_change", *jid).is_some();
+        for jid in (count.max(1)..).take_while(lost) {
+            let name = format!("journal{jid}");
+            let expected = Expected::Rule("a journal for each node's files");
+            let problem = Problem::new(Kind::Jindex, jindex, "journals", u64::from(count), expected);
+            self.found(problem.of(jindex).named(name.as_bytes()));
+        }
     }
 
     fn journal(&mut self, file: JournalFile) -> Step<Journal> {

@@ -4,8 +4,10 @@
 //! of it; a group that the index has wrong or not at all is taken from its own header where that is possible.
 
 use crate::check::{Check, Step};
+use crate::pass::gaps;
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
+use crate::scan::layout_of_header;
 use gfs2_format::bitmap::{BitmapSlice, RgrpLayout};
 use gfs2_format::ondisk::{BlockState, MetaHeader, MetaType, RINDEX_SIZE, Rgrp, RindexEntry, rgrp_crc, view};
 use gfs2_format::{BlockAddr, Error, Expected};
@@ -38,14 +40,16 @@ struct Loading {
 }
 
 impl Check<'_> {
-    /// Loads and checks every group. Answers the sums, unless a group's numbers are not known.
+    /// Loads and checks every group. Answers the sums, unless a group's numbers are not known. `content`: that of the
+    /// index, if it could be read; `total`: the data blocks of all groups as the statfs file says.
     pub(crate) fn rgrps(
         &mut self,
         reader: &mut Reader<'_>,
         rindex: BlockAddr,
-        content: &[u8],
+        content: Option<&[u8]>,
+        total: Option<u64>,
     ) -> Step<Option<Totals>> {
-        let layouts = self.layouts(reader, rindex, content);
+        let layouts = self.layouts(reader, rindex, content, total)?;
         if layouts.is_empty() {
             let expected = Expected::Rule("at least one resource group");
             return Err(self.fatal(Problem::new(Kind::Rindex, rindex, "entries", 0, expected).of(rindex)));
@@ -69,6 +73,8 @@ impl Check<'_> {
                 good: 0,
             });
             let batch: Vec<Loading> = batch.collect();
+            // A group that is not known makes everything look wrong: there is nothing to leave out.
+            self.tick(from as u64, layouts.len() as u64)?;
             self.load(reader, batch, &mut totals);
             from = from.saturating_add(count);
         }
@@ -77,7 +83,15 @@ impl Check<'_> {
 
     /// The groups, ascending: those of the index, and those that the index has wrong or not at all as far as their
     /// own headers tell where they are.
-    fn layouts(&mut self, reader: &mut Reader<'_>, rindex: BlockAddr, content: &[u8]) -> Vec<RgrpLayout> {
+    fn layouts(
+        &mut self,
+        reader: &mut Reader<'_>,
+        rindex: BlockAddr,
+        content: Option<&[u8]>,
+        total: Option<u64>,
+    ) -> Step<Vec<RgrpLayout>> {
+        let readable = content.is_some();
+        let content = content.unwrap_or_default();
         let (entries, rest) = content.as_chunks::<RINDEX_SIZE>();
         if !rest.is_empty() {
             let expected = Expected::Rule("a multiple of 96");
@@ -115,13 +129,30 @@ impl Check<'_> {
             bad = bad.saturating_add(1);
             self.found(wrong.of(rindex).named(name.as_bytes()));
         }
-        let lost = self.lost_groups(reader, &mut known);
+        let mut lost = self.lost_groups(reader, &mut known);
+        let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
+        if !readable || !rest.is_empty() || bad > lost.len() || total.is_some_and(|total| total > sum) {
+            let must = bad > lost.len();
+            lost.extend(gaps::fill(self.device, &self.geometry, &mut known, total, must));
+        }
+        let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
+        let open = total.unwrap_or(0).saturating_sub(sum);
+        if open > 0 && bad > lost.len() && gaps::has_room(&self.geometry, &known, open) {
+            // Every block of a group that is missed would look like damage.
+            let expected = Expected::Value(sum.saturating_add(open));
+            let problem = Problem::new(Kind::Rindex, rindex, "data blocks of all groups", sum, expected);
+            return Err(self.fatal(problem.of(rindex)));
+        }
+        if !readable {
+            // One finding says it all.
+            lost.clear();
+        }
         // Each wrong entry was reported; only more groups than that are missing from the index.
         for addr in lost.into_iter().skip(bad) {
             let expected = Expected::Rule("an entry in the resource index");
             self.found(Problem::new(Kind::RindexMissing, addr, "entries", 0, expected).of(rindex));
         }
-        known.into_values().collect()
+        Ok(known.into_values().collect())
     }
 
     /// Looks for headers of groups where one should be: where a known header says that the next group is, right
@@ -147,7 +178,7 @@ impl Check<'_> {
                 let (Some(addr), Ok(bytes)) = (suspects.get(index).copied(), bytes) else {
                     return;
                 };
-                found.extend(self.layout_of_header(addr, bytes));
+                found.extend(layout_of_header(&self.geometry, addr, bytes));
             });
             suspects.clear();
             for (skip, layout) in found {
@@ -186,23 +217,6 @@ impl Check<'_> {
             }
         });
         skips
-    }
-
-    /// The layout a header claims for itself, with its `rg_skip`.
-    fn layout_of_header(&self, addr: BlockAddr, bytes: &[u8]) -> Option<(u64, RgrpLayout)> {
-        let header = header_of(addr, bytes)?;
-        let length = header.data0.get().checked_sub(addr.get())?;
-        let entry = RindexEntry {
-            addr: addr.get().into(),
-            length: u32::try_from(length).ok()?.into(),
-            pad: 0.into(),
-            data0: header.data0,
-            data: header.data,
-            bitbytes: header.bitbytes,
-            reserved: [0; 64],
-        };
-        let layout = RgrpLayout::check(&entry, addr, &self.geometry).ok()?;
-        Some((u64::from(header.skip.get()), layout))
     }
 
     fn load(&mut self, reader: &mut Reader<'_>, mut batch: Vec<Loading>, totals: &mut Option<Totals>) {
@@ -364,7 +378,7 @@ fn holder(known: &BTreeMap<BlockAddr, RgrpLayout>, addr: BlockAddr) -> Option<&R
 }
 
 /// A known group that overlaps this one.
-fn overlap(known: &BTreeMap<BlockAddr, RgrpLayout>, layout: &RgrpLayout) -> Option<BlockAddr> {
+pub(crate) fn overlap(known: &BTreeMap<BlockAddr, RgrpLayout>, layout: &RgrpLayout) -> Option<BlockAddr> {
     let (_, before) = known.range(..layout.end()).next_back()?;
     (before.end() > layout.addr()).then(|| before.addr())
 }

@@ -345,21 +345,40 @@ impl Check<'_> {
         });
     }
 
-    /// The content of the resource index.
-    pub(crate) fn rindex(&mut self, reader: &mut Reader<'_>, system: &System) -> Step<(BlockAddr, Vec<u8>)> {
+    /// The data blocks of all groups as the master statfs file says.
+    pub(crate) fn statfs_total(&self, reader: &mut Reader<'_>, system: &System) -> Option<u64> {
+        let addr = system.file("statfs")?;
+        let loaded = load(reader, &self.geometry, addr).ok()?;
+        let record = view::<StatfsChange>(&loaded.bytes, DINODE_SIZE, addr).ok()?;
+        let (total, _, _) = record.signed();
+        u64::try_from(total)
+            .ok()
+            .filter(|total| *total < self.geometry.end())
+    }
+
+    /// The content of the resource index, if it can be read, and where it stands.
+    pub(crate) fn rindex(
+        &mut self,
+        reader: &mut Reader<'_>,
+        system: &System,
+    ) -> Step<(BlockAddr, Option<Vec<u8>>)> {
         let Some(addr) = system.file("rindex") else {
             let master = self.superblock.master_dir.num().addr;
             let expected = Expected::Rule("an entry in the master directory");
             let problem = Problem::new(Kind::Rindex, master, "entries", 0, expected);
-            return Err(self.fatal(problem.of(master).named(b"rindex")));
+            self.found(problem.of(master).named(b"rindex"));
+            return Ok((master, None));
         };
         let loaded = match load(reader, &self.geometry, addr) {
             Ok(loaded) => loaded,
             Err(Error::Corrupt(corrupt)) => {
-                let problem = Problem::from_corrupt(Kind::Rindex, &corrupt);
-                return Err(self.fatal(problem.of(addr)));
+                self.found(Problem::from_corrupt(Kind::Rindex, &corrupt).of(addr));
+                return Ok((addr, None));
             }
-            Err(e) => return Err(e.into()),
+            Err(e) => {
+                self.error(Kind::Rindex, Some(addr), addr, &e);
+                return Ok((addr, None));
+            }
         };
         let size = loaded.dinode.size.get();
         // Not even groups of one mebibyte would take more.
@@ -372,12 +391,13 @@ impl Check<'_> {
             .saturating_mul(RINDEX_SIZE as u64);
         if size > most {
             let problem = Problem::new(Kind::Rindex, addr, "di_size", size, Expected::Range(0, most));
-            return Err(self.fatal(problem.of(addr)));
+            self.found(problem.of(addr));
+            return Ok((addr, None));
         }
         if loaded.dinode.height.get() == 0 {
             let content = loaded.bytes.get(DINODE_SIZE..).unwrap_or_default();
             let content = content.get(..size as usize).unwrap_or(content);
-            return Ok((addr, content.to_vec()));
+            return Ok((addr, Some(content.to_vec())));
         }
         let bsize = u64::from(self.geometry.bsize());
         let count = size.div_ceil(bsize);
@@ -403,7 +423,7 @@ impl Check<'_> {
                 Err(e) => self.error(Kind::Rindex, Some(addr), block, e),
             }
         });
-        Ok((addr, content))
+        Ok((addr, Some(content)))
     }
 
     /// The master statfs file against the resource groups.

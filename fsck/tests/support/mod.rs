@@ -2,6 +2,10 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod cases;
+pub(crate) mod contents;
+pub(crate) mod heavy;
+
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::device::{BlockDevice, MemDevice};
 use gfs2_format::ondisk::{BlockState, DINODE_SIZE, META_HEADER_SIZE};

@@ -11,7 +11,7 @@ use gfs2_format::memvol::MemVolume;
 use gfs2_format::ondisk::{DinodeFlags, FileType};
 use gfs2_format::tree::StepBudget;
 use gfs2_format::{BlockAddr, FormalIno, InodeNum, Result, Timestamp};
-use gfs2_format_fuzz::{Choices, blocks_of, damage};
+use gfs2_format_fuzz::{Choices, work_on_damaged};
 use libfuzzer_sys::fuzz_target;
 use std::ops::ControlFlow;
 use std::sync::LazyLock;
@@ -91,18 +91,8 @@ fn operate(volume: &mut MemVolume, dir: BlockAddr, choices: &mut Choices<'_>) ->
 }
 
 fuzz_target!(|data: &[u8]| {
-    let (mut volume, dirs) = CLEAN.clone();
+    let (volume, dirs) = CLEAN.clone();
     let mut choices = Choices(data);
     let dir = dirs[usize::from(choices.byte() % 2)];
-    let blocks = blocks_of(&volume, dir);
-    damage(&mut volume, &blocks, &mut choices);
-    for _ in 0..20 {
-        let mut edit = volume.clone();
-        if operate(&mut edit, dir, &mut choices).is_ok() {
-            volume = edit;
-        }
-        if !choices.more() {
-            break;
-        }
-    }
+    work_on_damaged(volume, dir, &mut choices, operate);
 });

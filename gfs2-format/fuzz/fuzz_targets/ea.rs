@@ -9,7 +9,7 @@ use gfs2_format::memvol::MemVolume;
 use gfs2_format::ondisk::{DinodeFlags, EaType, FileType};
 use gfs2_format::tree::StepBudget;
 use gfs2_format::{BlockAddr, Result};
-use gfs2_format_fuzz::{Choices, blocks_of, damage};
+use gfs2_format_fuzz::{Choices, work_on_damaged};
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 
@@ -54,17 +54,7 @@ fn operate(volume: &mut MemVolume, addr: BlockAddr, choices: &mut Choices<'_>) -
 }
 
 fuzz_target!(|data: &[u8]| {
-    let (mut volume, addr) = CLEAN.clone();
+    let (volume, addr) = CLEAN.clone();
     let mut choices = Choices(data);
-    let blocks = blocks_of(&volume, addr);
-    damage(&mut volume, &blocks, &mut choices);
-    for _ in 0..20 {
-        let mut edit = volume.clone();
-        if operate(&mut edit, addr, &mut choices).is_ok() {
-            volume = edit;
-        }
-        if !choices.more() {
-            break;
-        }
-    }
+    work_on_damaged(volume, addr, &mut choices, operate);
 });

@@ -2,7 +2,7 @@
 
 use gfs2_format::memvol::MemVolume;
 use gfs2_format::walk::{Scope, owned_blocks};
-use gfs2_format::{BlockAddr, BlockRead};
+use gfs2_format::{BlockAddr, BlockRead, Error};
 
 /// Bytes of the fuzzer taken as choices; after the end they are zeroes.
 #[derive(Debug)]
@@ -53,5 +53,25 @@ pub fn damage(volume: &mut MemVolume, blocks: &[BlockAddr], choices: &mut Choice
         let block = blocks[choices.below(blocks.len() as u64) as usize];
         let (at, value) = (choices.below(len) as usize, choices.byte());
         volume.damage(block, |bytes| bytes[at] = value);
+    }
+}
+
+/// Damages the inode at `addr`, then does what the choices say; a change that fails leaves the volume as it was.
+pub fn work_on_damaged(
+    mut volume: MemVolume,
+    addr: BlockAddr,
+    choices: &mut Choices<'_>,
+    operate: impl Fn(&mut MemVolume, BlockAddr, &mut Choices<'_>) -> Result<(), Error>,
+) {
+    let blocks = blocks_of(&volume, addr);
+    damage(&mut volume, &blocks, choices);
+    for _ in 0..20 {
+        let mut edit = volume.clone();
+        if operate(&mut edit, addr, choices).is_ok() {
+            volume = edit;
+        }
+        if !choices.more() {
+            break;
+        }
     }
 }

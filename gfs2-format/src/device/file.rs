@@ -7,7 +7,8 @@
 
 use super::aligned::{self, Pool};
 use super::{
-    BlockDevice, Engine, Identity, ReadRequest, Topology, WriteRequest, batch, check_range, topology,
+    BlockDevice, Engine, Identity, ReadRequest, Topology, WriteQueue, WriteRequest, batch, check_range,
+    queue::RingQueue, topology,
 };
 use crate::error::{Error, Result};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, StatxFlags};
@@ -299,7 +300,7 @@ impl FileDevice {
         Arc::clone(&self.file)
     }
 
-    fn check_write(&self, op: &'static str, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn check_write(&self, op: &'static str, offset: u64, len: u64) -> Result<()> {
         if self.read_only {
             let error = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
             return Err(Error::io(op, offset, len, error));
@@ -361,7 +362,7 @@ impl FileDevice {
         Ok(())
     }
 
-    fn fits(&self, offset: u64, len: usize) -> bool {
+    pub(super) fn fits(&self, offset: u64, len: usize) -> bool {
         self.direct.is_none_or(|direct| direct.fits(offset, len))
     }
 }
@@ -514,5 +515,14 @@ impl BlockDevice for FileDevice {
         odd.iter().fold(outcome, |outcome, r| {
             outcome.and(self.write_plain(r.offset, r.buf))
         })
+    }
+
+    /// Only past the page cache: into it, a ring is slower than plain calls.
+    fn write_queue(&self) -> Option<Box<dyn WriteQueue + '_>> {
+        if self.direct.is_none() || self.read_only || self.engine != Engine::Auto {
+            return None;
+        }
+        let queue = RingQueue::new(self, Arc::clone(&self.file)).ok()?;
+        Some(Box::new(queue))
     }
 }

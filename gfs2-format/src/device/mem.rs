@@ -2,7 +2,7 @@
 //!
 //! Invariants: absent chunks read as zeroes; chunks are shared with snapshots and copied on the first write after one.
 
-use super::{BlockDevice, check_range};
+use super::{BlockDevice, check_range, granules};
 use crate::error::Result;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -93,22 +93,6 @@ impl fmt::Debug for MemDevice {
     }
 }
 
-/// The parts of a range, cut at chunk borders: chunk number, first byte in the chunk, first byte in the range, length.
-fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
-    let mut done = 0usize;
-    std::iter::from_fn(move || {
-        if done >= len {
-            return None;
-        }
-        let at = offset + done as u64;
-        let start = (at % CHUNK as u64) as usize;
-        let n = (CHUNK - start).min(len - done);
-        let part = (at / CHUNK as u64, start, done, n);
-        done += n;
-        Some(part)
-    })
-}
-
 impl BlockDevice for MemDevice {
     fn size(&self) -> u64 {
         self.size
@@ -121,7 +105,8 @@ impl BlockDevice for MemDevice {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         check_range("read", offset, buf.len() as u64, self.size)?;
         self.read_chunks(|chunks| {
-            for (chunk, start, at, n) in parts(offset, buf.len()) {
+            for (first, start, at, n) in granules(offset, buf.len(), CHUNK) {
+                let chunk = first / CHUNK as u64;
                 let target = buf.get_mut(at..at + n).unwrap_or_default();
                 match chunks.get(&chunk).and_then(|bytes| bytes.get(start..start + n)) {
                     Some(bytes) => target.copy_from_slice(bytes),
@@ -135,7 +120,8 @@ impl BlockDevice for MemDevice {
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         check_range("write", offset, buf.len() as u64, self.size)?;
         self.write_chunks(|chunks| {
-            for (chunk, start, at, n) in parts(offset, buf.len()) {
+            for (first, start, at, n) in granules(offset, buf.len(), CHUNK) {
+                let chunk = first / CHUNK as u64;
                 let bytes = chunks.entry(chunk).or_insert_with(|| Arc::from([0u8; CHUNK]));
                 if let (Some(target), Some(source)) = (
                     Arc::make_mut(bytes).get_mut(start..start + n),

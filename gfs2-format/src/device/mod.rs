@@ -4,12 +4,34 @@
 //! multiples of the device's logical sector unless said otherwise; a write is durable only after a later
 //! [`BlockDevice::flush`] has returned (or it was a [`BlockDevice::write_fua`]).
 
+/// What every device says about itself, as another one says it.
+macro_rules! facts_of {
+    ($self:ident, $base:expr) => {
+        fn size(&$self) -> u64 {
+            $base.size()
+        }
+
+        fn sector_size(&$self) -> u32 {
+            $base.sector_size()
+        }
+
+        fn topology(&$self) -> Topology {
+            $base.topology()
+        }
+
+        fn identity(&$self) -> Option<Identity> {
+            $base.identity()
+        }
+    };
+}
+
 pub mod aligned;
 mod batch;
 mod fault;
 mod file;
 mod mem;
 mod overlay;
+mod queue;
 mod record;
 mod topology;
 
@@ -19,6 +41,7 @@ pub use fault::{Fault, FaultCounts, FaultDevice, FaultOp, FaultRule};
 pub use file::{FileDevice, OpenOptions};
 pub use mem::MemDevice;
 pub use overlay::OverlayDevice;
+pub use queue::{BATCH, Batch, PlainQueue, WriteQueue};
 pub use record::{LogEntry, RecordDevice, WriteLog};
 pub use topology::{Identity, Topology};
 
@@ -121,6 +144,16 @@ pub trait BlockDevice: Send + Sync + Debug {
     fn write_batch(&self, requests: &[WriteRequest<'_>]) -> Result<()> {
         first_error(requests.iter().map(|r| self.write_at(r.offset, r.buf)))
     }
+
+    /// A way to have writes under way while others are made; `None` where [`BlockDevice::write_at`] is the only one.
+    fn write_queue(&self) -> Option<Box<dyn WriteQueue + '_>> {
+        None
+    }
+
+    /// Does it read as zeroes wherever nothing was written since it was opened?
+    fn is_blank(&self) -> bool {
+        false
+    }
 }
 
 /// Runs every step, then answers with the first error.
@@ -146,21 +179,28 @@ fn check_range(op: &'static str, offset: u64, len: u64, size: u64) -> Result<()>
     ))
 }
 
+/// The parts of a range, cut at multiples of `granule`: where the granule begins, first byte in it, first byte in the
+/// range, length.
+fn granules(offset: u64, len: usize, granule: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
+    let mut done = 0usize;
+    std::iter::from_fn(move || {
+        if done >= len {
+            return None;
+        }
+        let at = offset + done as u64;
+        let skip = (at % granule as u64) as usize;
+        let n = (granule - skip).min(len - done);
+        let part = (at - skip as u64, skip, done, n);
+        done += n;
+        Some(part)
+    })
+}
+
 macro_rules! forward {
     ($($wrapper:ty),*) => {$(
         impl<D: BlockDevice + ?Sized> BlockDevice for $wrapper {
-            fn size(&self) -> u64 {
-                (**self).size()
-            }
-            fn sector_size(&self) -> u32 {
-                (**self).sector_size()
-            }
-            fn topology(&self) -> Topology {
-                (**self).topology()
-            }
-            fn identity(&self) -> Option<Identity> {
-                (**self).identity()
-            }
+            facts_of!(self, (**self));
+
             fn is_read_only(&self) -> bool {
                 (**self).is_read_only()
             }
@@ -184,6 +224,12 @@ macro_rules! forward {
             }
             fn write_batch(&self, requests: &[WriteRequest<'_>]) -> Result<()> {
                 (**self).write_batch(requests)
+            }
+            fn write_queue(&self) -> Option<Box<dyn WriteQueue + '_>> {
+                (**self).write_queue()
+            }
+            fn is_blank(&self) -> bool {
+                (**self).is_blank()
             }
         }
     )*};

@@ -3,7 +3,7 @@
 //! Invariants: the base is not written before [`OverlayDevice::commit`]; changes are kept in granules of one size and
 //! take at most the memory the overlay was given (a write beyond fails, nothing of it is kept).
 
-use super::{BlockDevice, Identity, ReadRequest, Topology, WriteRequest, check_range};
+use super::{BlockDevice, Identity, ReadRequest, Topology, WriteRequest, check_range, granules};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::io;
@@ -106,30 +106,13 @@ impl<D: BlockDevice> OverlayDevice<D> {
         Ok(())
     }
 
-    /// The granules of a range: granule start, first byte in the granule, first byte in the range, length.
-    fn parts(&self, offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> + use<D> {
-        let granule = self.granule;
-        let mut done = 0usize;
-        std::iter::from_fn(move || {
-            if done >= len {
-                return None;
-            }
-            let at = offset + done as u64;
-            let start = (at % granule as u64) as usize;
-            let n = (granule - start).min(len - done);
-            let part = (at - start as u64, start, done, n);
-            done += n;
-            Some(part)
-        })
-    }
-
     fn patch(&self, changed: &BTreeMap<u64, Box<[u8]>>, offset: u64, buf: &mut [u8]) {
         let first = offset - offset % self.granule as u64;
         let end = offset + buf.len() as u64;
         if changed.range(first..end.max(first)).next().is_none() {
             return;
         }
-        for (start, skip, at, n) in self.parts(offset, buf.len()) {
+        for (start, skip, at, n) in granules(offset, buf.len(), self.granule) {
             let source = changed.get(&start).and_then(|bytes| bytes.get(skip..skip + n));
             if let (Some(source), Some(target)) = (source, buf.get_mut(at..at + n)) {
                 target.copy_from_slice(source);
@@ -139,21 +122,7 @@ impl<D: BlockDevice> OverlayDevice<D> {
 }
 
 impl<D: BlockDevice> BlockDevice for OverlayDevice<D> {
-    fn size(&self) -> u64 {
-        self.base.size()
-    }
-
-    fn sector_size(&self) -> u32 {
-        self.base.sector_size()
-    }
-
-    fn topology(&self) -> Topology {
-        self.base.topology()
-    }
-
-    fn identity(&self) -> Option<Identity> {
-        self.base.identity()
-    }
+    facts_of!(self, self.base);
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         check_range("read", offset, buf.len() as u64, self.size())?;
@@ -168,7 +137,7 @@ impl<D: BlockDevice> BlockDevice for OverlayDevice<D> {
         check_range("write", offset, len, self.size())?;
         let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
         let mut fresh = BTreeMap::new();
-        for (start, _, _, n) in self.parts(offset, buf.len()) {
+        for (start, _, _, n) in granules(offset, buf.len(), self.granule) {
             if changed.contains_key(&start) {
                 continue;
             }
@@ -187,7 +156,7 @@ impl<D: BlockDevice> BlockDevice for OverlayDevice<D> {
             }
         }
         changed.append(&mut fresh);
-        for (start, skip, at, n) in self.parts(offset, buf.len()) {
+        for (start, skip, at, n) in granules(offset, buf.len(), self.granule) {
             let target = changed.get_mut(&start).and_then(|b| b.get_mut(skip..skip + n));
             if let (Some(target), Some(source)) = (target, buf.get(at..at + n)) {
                 target.copy_from_slice(source);

@@ -254,21 +254,7 @@ impl<D: BlockDevice> RecordDevice<D> {
 }
 
 impl<D: BlockDevice> BlockDevice for RecordDevice<D> {
-    fn size(&self) -> u64 {
-        self.base.size()
-    }
-
-    fn sector_size(&self) -> u32 {
-        self.base.sector_size()
-    }
-
-    fn topology(&self) -> Topology {
-        self.base.topology()
-    }
-
-    fn identity(&self) -> Option<Identity> {
-        self.base.identity()
-    }
+    facts_of!(self, self.base);
 
     fn is_read_only(&self) -> bool {
         self.base.is_read_only()

@@ -11,6 +11,7 @@ use crate::ondisk::{
     DINODE_SIZE, Dinode, DinodeFlags, Dirent, FileType, LEAF_SIZE, Leaf, META_HEADER_SIZE, name_hash,
     view_mut,
 };
+use crate::testing::Rng;
 use crate::time::Timestamp;
 use crate::tree::{FreeCursor, StepBudget, edit_dinode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,17 +20,6 @@ use std::ops::ControlFlow;
 const NOW: Timestamp = Timestamp { sec: 5, nsec: 6 };
 
 type Model = BTreeMap<Vec<u8>, (InodeNum, FileType)>;
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n.max(1)
-    }
-}
 
 fn num(n: u64) -> InodeNum {
     InodeNum {

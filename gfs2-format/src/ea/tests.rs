@@ -9,22 +9,12 @@ use crate::memvol::MemVolume;
 use crate::ondisk::{
     DinodeFlags, EA_FLAG_LAST, EaHeader, FileType, META_HEADER_SIZE, MetaType, view, view_mut,
 };
+use crate::testing::Rng;
 use crate::tree::{StepBudget, stamp};
 use crate::walk::{Role, Scope, owned_blocks};
 use std::collections::BTreeMap;
 
 type Model = BTreeMap<(EaType, Vec<u8>), Vec<u8>>;
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n.max(1)
-    }
-}
 
 fn inode(bsize: u32) -> (MemVolume, BlockAddr, Xattrs) {
     let mut volume = MemVolume::format(bsize, 6, 6000).unwrap();

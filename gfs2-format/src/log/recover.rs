@@ -12,9 +12,10 @@ use super::replay::{ReplayCounts, ReplayPlan, apply_plan, plan_replay};
 use crate::addr::{BlockAddr, Jid, JournalBlock};
 use crate::device::BlockDevice;
 use crate::edit::Block;
-use crate::error::{Error, Expected, Result};
+use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ondisk::{DINODE_SIZE, Dinode, LogFlags, StatfsChange, view_mut};
+use crate::ondisk::{DINODE_SIZE, LogFlags, StatfsChange, view_mut};
+use crate::tree::stuffed;
 use crate::volume::{JournalFile, Volume};
 
 /// What a recovery found and did.
@@ -89,7 +90,8 @@ pub fn recover_journal(
     let local_statfs = journal.statfs_change.ok_or(Error::NotFound)?;
     for addr in [volume.system.statfs, local_statfs] {
         let block = planned_block(plan.as_ref(), &reader, geometry, device, addr)?;
-        check_statfs(&block, addr, geometry)?;
+        // A statfs file is a stuffed dinode.
+        stuffed(&block, addr, geometry)?;
     }
     if let Some(plan) = &plan {
         apply_plan(plan, &reader, geometry, device)?;
@@ -195,22 +197,6 @@ pub fn zero_statfs(device: &dyn BlockDevice, geometry: &Geometry, addr: BlockAdd
     edit_statfs(device, geometry, addr, |record| *record = StatfsChange::default())
 }
 
-/// A statfs file is a stuffed dinode.
-fn check_statfs(block: &[u8], addr: BlockAddr, geometry: &Geometry) -> Result<()> {
-    let dinode = Dinode::decode(block, addr, geometry)?;
-    if dinode.height.get() != 0 {
-        let found = u64::from(dinode.height.get());
-        return Err(Error::corrupt(
-            addr,
-            "dinode",
-            "di_height",
-            found,
-            Expected::Value(0),
-        ));
-    }
-    Ok(())
-}
-
 /// A block as it will be when the plan has been carried out.
 fn planned_block(
     plan: Option<&ReplayPlan>,
@@ -235,7 +221,7 @@ fn edit_statfs<R>(
 ) -> Result<R> {
     let mut block = Block::zeroed(geometry.block_len());
     device.read_at(geometry.byte_offset(addr), block.make_mut())?;
-    check_statfs(&block, addr, geometry)?;
+    stuffed(&block, addr, geometry)?;
     let result = change(view_mut(block.make_mut(), DINODE_SIZE, addr)?);
     device.write_at(geometry.byte_offset(addr), &block)?;
     Ok(result)

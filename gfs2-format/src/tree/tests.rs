@@ -7,21 +7,11 @@ use crate::edit::{BlockEdit, BlockRead, BlockUse};
 use crate::geometry::Geometry;
 use crate::memvol::MemVolume;
 use crate::ondisk::{DINODE_SIZE, DinodeFlags, FileType, META_HEADER_SIZE};
+use crate::testing::Rng;
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
 
 const NOW: Timestamp = Timestamp { sec: 7, nsec: 9 };
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n.max(1)
-    }
-}
 
 #[test]
 fn metapaths_of_the_format_sheet() {

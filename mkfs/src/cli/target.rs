@@ -6,7 +6,7 @@
 use super::Failure;
 use crate::error::Error;
 use crate::probe::{Found, probe};
-use gfs2_format::device::{BlockDevice, FileDevice, Identity, OpenOptions, Topology};
+use gfs2_format::device::{Batch, BlockDevice, FileDevice, Identity, OpenOptions, Topology, WriteQueue};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -29,43 +29,18 @@ const DIRECT_UNIT: u64 = 4096;
 /// other, within a page.
 ///
 /// Before a small write to a large file its blocks are reserved. Left to delayed allocation, the filesystem below may
-/// look for a large free area around each of the many small ones, for minutes.
+/// look for a large free area around each of the many small ones, for minutes. For queued writes blocks are reserved
+/// always: a direct write to a hole has the file to itself until it has ended, to reserved blocks many go at once.
 #[derive(Debug)]
 pub(super) struct TwoWays {
     cached: FileDevice,
     direct: Option<FileDevice>,
     /// The file to reserve blocks of; `None` for block devices.
-    sparse: Option<File>,
+    file: Option<File>,
     /// Does its filesystem reserve blocks?
     reserves: AtomicBool,
     /// The file was one hole when it was opened: it reads as zeroes where nothing is written.
     hole: bool,
-}
-
-/// What is left of a write to a page-aligned hole, when the zeroes it begins and ends with are left out.
-///
-/// Every block is written once at most with anything but zeroes, so that none of them would undo an earlier write.
-fn without_zeroes(mut offset: u64, mut buf: &[u8]) -> (u64, &[u8]) {
-    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
-    while !buf.is_empty() {
-        let page = (DIRECT_UNIT - offset % DIRECT_UNIT).min(buf.len() as u64) as usize;
-        let (first, rest) = buf.split_at(page);
-        if !is_zero(first) {
-            break;
-        }
-        offset += page as u64;
-        buf = rest;
-    }
-    while !buf.is_empty() {
-        let end = offset + buf.len() as u64;
-        let start = ((end - 1) & !(DIRECT_UNIT - 1)).max(offset);
-        let (rest, last) = buf.split_at((start - offset) as usize);
-        if !is_zero(last) {
-            break;
-        }
-        buf = rest;
-    }
-    (offset, buf)
 }
 
 impl TwoWays {
@@ -75,27 +50,23 @@ impl TwoWays {
             .open(path)
             .ok()
             .filter(|direct| direct.is_direct() && direct.identity() == cached.identity());
-        let sparse = File::options()
+        let file = File::options()
+            .read(true)
             .write(true)
             .open(path)
-            .ok()
-            .filter(|_| !cached.is_block_device() && cached.size() >= RESERVE_FROM)
-            .filter(|file| {
-                file.metadata()
-                    .is_ok_and(|m| identity_by(&m) == cached.identity())
-            });
-        let hole = File::open(path)
             .ok()
             .filter(|_| !cached.is_block_device())
             .filter(|file| {
                 file.metadata()
                     .is_ok_and(|m| identity_by(&m) == cached.identity())
-            })
+            });
+        let hole = file
+            .as_ref()
             .is_some_and(|file| rustix::fs::seek(file, SeekFrom::Data(0)) == Err(Errno::NXIO));
         Self {
             cached,
             direct,
-            sparse,
+            file,
             reserves: AtomicBool::new(true),
             hole,
         }
@@ -103,7 +74,7 @@ impl TwoWays {
 
     /// Reserves the blocks of a range.
     fn reserve(&self, offset: u64, len: u64) -> Result<(), gfs2_format::Error> {
-        let Some(file) = &self.sparse else {
+        let Some(file) = &self.file else {
             return Ok(());
         };
         let fits = offset.checked_add(len).is_some_and(|end| end <= self.size());
@@ -152,18 +123,12 @@ impl BlockDevice for TwoWays {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<(), gfs2_format::Error> {
-        let (offset, buf) = if self.hole {
-            without_zeroes(offset, buf)
-        } else {
-            (offset, buf)
-        };
-        if buf.is_empty() {
-            return Ok(());
-        }
         if let Some(direct) = self.direct_way(offset, buf.len()) {
             return direct.write_at(offset, buf);
         }
-        self.reserve(offset, buf.len() as u64)?;
+        if self.size() >= RESERVE_FROM {
+            self.reserve(offset, buf.len() as u64)?;
+        }
         self.cached.write_at(offset, buf)
     }
 
@@ -177,6 +142,44 @@ impl BlockDevice for TwoWays {
 
     fn discard(&self, offset: u64, len: u64) -> Result<bool, gfs2_format::Error> {
         self.cached.discard(offset, len)
+    }
+
+    fn write_queue(&self) -> Option<Box<dyn WriteQueue + '_>> {
+        let inner = self.direct.as_ref()?.write_queue()?;
+        Some(Box::new(Reserving { device: self, inner }))
+    }
+
+    fn is_blank(&self) -> bool {
+        self.hole
+    }
+}
+
+/// The queue of a [`TwoWays`]: past the page cache, except for what is not whole pages.
+#[derive(Debug)]
+struct Reserving<'a> {
+    device: &'a TwoWays,
+    inner: Box<dyn WriteQueue + 'a>,
+}
+
+impl WriteQueue for Reserving<'_> {
+    fn batch(&mut self) -> Result<Batch, gfs2_format::Error> {
+        self.inner.batch()
+    }
+
+    fn submit(&mut self, mut batch: Batch) -> Result<(), gfs2_format::Error> {
+        batch.retain(|offset, bytes| {
+            self.device.reserve(offset, bytes.len() as u64)?;
+            let suits = (offset | bytes.len() as u64).is_multiple_of(DIRECT_UNIT);
+            if !suits {
+                self.device.cached.write_at(offset, bytes)?;
+            }
+            Ok(suits)
+        })?;
+        self.inner.submit(batch)
+    }
+
+    fn finish(&mut self) -> Result<(), gfs2_format::Error> {
+        self.inner.finish()
     }
 }
 
@@ -409,21 +412,6 @@ fn unescape(field: &[u8]) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn zeroes_around_a_write_are_left_out_by_whole_pages() {
-        let mut bytes = vec![0; 5 * 4096];
-        assert_eq!(without_zeroes(4096, &bytes).1, b"");
-        assert_eq!(without_zeroes(100, &bytes).1, b"");
-        bytes[2 * 4096 + 7] = 1;
-        let (offset, rest) = without_zeroes(8192, &bytes);
-        assert_eq!((offset, rest.len(), rest[7]), (4 * 4096, 4096, 1));
-        let (offset, rest) = without_zeroes(8192 - 512, &bytes);
-        assert_eq!((offset, rest.len(), rest[519 + 4096 - 1024]), (3 * 4096, 4096, 1));
-        bytes[0] = 1;
-        bytes[5 * 4096 - 1] = 1;
-        assert_eq!(without_zeroes(3, &bytes), (3, bytes.as_slice()));
-    }
 
     #[test]
     fn mount_lines_give_device_point_and_source() {

@@ -35,7 +35,12 @@ pub(super) fn volume(mib: u64, bsize: u32, journals: u32) -> Arc<MemDevice> {
 
 /// Makes a volume, whose files journal their data or not.
 pub(super) fn volume_with(mib: u64, bsize: u32, journals: u32, jdata: bool) -> Arc<MemDevice> {
-    let device = Arc::new(MemDevice::new(mib << 20));
+    volume_over(MemDevice::new(mib << 20), bsize, journals, jdata)
+}
+
+/// Makes a volume on a device that has bytes already.
+pub(super) fn volume_over(device: MemDevice, bsize: u32, journals: u32, jdata: bool) -> Arc<MemDevice> {
+    let device = Arc::new(device);
     let options = Options {
         block_size: Some(bsize),
         journals,

@@ -1,0 +1,194 @@
+//! Resource groups of which neither an entry of the index nor a neighbour's header tells: found between the others.
+//!
+//! First by their headers; what is still open then must have been laid out as mkfs does, filling the space between two
+//! groups. Invariant: a group is made up only where something says that one is missing (an entry that is none, or
+//! the total of data blocks), never only because there is room.
+
+use crate::pass::rgrps::overlap;
+use crate::scan;
+use gfs2_format::bitmap::RgrpLayout;
+use gfs2_format::device::BlockDevice;
+use gfs2_format::ondisk::RindexEntry;
+use gfs2_format::{BlockAddr, Geometry};
+use std::collections::BTreeMap;
+
+/// Smaller spaces are what alignment leaves.
+const GAP_MIN: u64 = 64;
+
+/// Fills the gaps between the known groups; answers where it found groups. `total`: data blocks of all groups, if
+/// that is known. `must`: entries of the index are known to be lost.
+pub(crate) fn fill(
+    device: &dyn BlockDevice,
+    geometry: &Geometry,
+    known: &mut BTreeMap<BlockAddr, RgrpLayout>,
+    total: Option<u64>,
+    must: bool,
+) -> Vec<BlockAddr> {
+    let mut lost = Vec::new();
+    for (from, end) in gaps(geometry, known) {
+        for layout in scan::groups(device, geometry, from, end) {
+            if overlap(known, &layout).is_none() {
+                lost.push(layout.addr());
+                known.insert(layout.addr(), layout);
+            }
+        }
+    }
+    let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
+    let open = total.map(|total| total.saturating_sub(sum));
+    if open != Some(0) {
+        for layout in chosen(geometry, known, open, must) {
+            lost.push(layout.addr());
+            known.insert(layout.addr(), layout);
+        }
+    }
+    lost
+}
+
+/// The groups that must have been in the gaps: of several ways to lay them out the one that the total confirms.
+fn chosen(
+    geometry: &Geometry,
+    known: &BTreeMap<BlockAddr, RgrpLayout>,
+    open: Option<u64>,
+    must: bool,
+) -> Vec<RgrpLayout> {
+    let span = usual_span(known);
+    let last = known.keys().next_back().copied();
+    let (inner, tail): (Vec<_>, Vec<_>) = gaps(geometry, known)
+        .into_iter()
+        .partition(|(from, _)| last.is_some_and(|last| *from < last.get()));
+    let layouts = |gaps: &[(u64, u64)], span: u64| -> Vec<RgrpLayout> {
+        let groups = gaps.iter().map(|(from, end)| split(geometry, *from, *end, span));
+        groups.flatten().collect()
+    };
+    let data = |layouts: &[RgrpLayout]| layouts.iter().map(|l| u64::from(l.data())).sum::<u64>();
+    for span in [span, u64::MAX] {
+        let inside = layouts(&inner, span);
+        let rest = open.map(|open| open.checked_sub(data(&inside)));
+        let Some(Some(rest)) = rest else {
+            continue;
+        };
+        if rest == 0 {
+            return inside;
+        }
+        let behind = layouts(&tail, span);
+        let exact = tail
+            .first()
+            .and_then(|(from, end)| layout_of_data(geometry, *from, *end, rest));
+        for behind in [Some(behind), exact.map(|layout| vec![layout])]
+            .into_iter()
+            .flatten()
+        {
+            if data(&behind) == rest {
+                return inside.into_iter().chain(behind).collect();
+            }
+        }
+    }
+    if must { layouts(&inner, span) } else { Vec::new() }
+}
+
+/// Is there room for so many data blocks between the known groups?
+pub(crate) fn has_room(geometry: &Geometry, known: &BTreeMap<BlockAddr, RgrpLayout>, data: u64) -> bool {
+    let room = gaps(geometry, known)
+        .into_iter()
+        .map(|(from, end)| end.saturating_sub(from));
+    room.sum::<u64>() > data
+}
+
+/// The spaces between the known groups, before the first and behind the last.
+fn gaps(geometry: &Geometry, known: &BTreeMap<BlockAddr, RgrpLayout>) -> Vec<(u64, u64)> {
+    let mut at = geometry.superblock().get().saturating_add(1);
+    let mut gaps = Vec::new();
+    for layout in known.values() {
+        gaps.push((at, layout.addr().get()));
+        at = layout.end().get();
+    }
+    gaps.push((at, geometry.end()));
+    gaps.retain(|(from, end)| end.saturating_sub(*from) >= GAP_MIN);
+    gaps
+}
+
+/// The distance between groups that occurs most often.
+fn usual_span(known: &BTreeMap<BlockAddr, RgrpLayout>) -> u64 {
+    let mut spans: BTreeMap<u64, u64> = BTreeMap::new();
+    for (one, next) in known.values().zip(known.values().skip(1)) {
+        let span = next.addr().get().saturating_sub(one.addr().get());
+        *spans.entry(span).or_default() += 1;
+    }
+    let most = spans.iter().max_by_key(|(_, count)| **count);
+    most.map_or(u64::MAX, |(span, _)| *span)
+}
+
+/// The groups of one gap: as many of the usual size as fit, the last one to the gap's end.
+fn split(geometry: &Geometry, from: u64, end: u64, span: u64) -> Vec<RgrpLayout> {
+    let mut layouts = Vec::new();
+    let mut at = from;
+    while end.saturating_sub(at) >= GAP_MIN {
+        let left = end.saturating_sub(at);
+        let own = if left >= span.saturating_add(GAP_MIN) {
+            span
+        } else {
+            left
+        };
+        let Some(layout) = layout_of_span(geometry, at, own) else {
+            break;
+        };
+        layouts.push(layout);
+        at = at.saturating_add(own);
+    }
+    layouts
+}
+
+/// The group that fills `span` blocks from block `addr` on.
+fn layout_of_span(geometry: &Geometry, addr: u64, span: u64) -> Option<RgrpLayout> {
+    let mut length = 1u64;
+    let data = loop {
+        let room = span.checked_sub(length)? & !3;
+        if geometry.bitmap_capacity(length) >= room {
+            break room;
+        }
+        length = length.checked_add(1)?;
+    };
+    let data = u32::try_from(data).ok()?;
+    let entry = RindexEntry {
+        addr: addr.into(),
+        length: u32::try_from(length).ok()?.into(),
+        pad: 0.into(),
+        data0: addr.checked_add(length)?.into(),
+        data: data.into(),
+        bitbytes: (data / 4).into(),
+        reserved: [0; 64],
+    };
+    RgrpLayout::check(&entry, BlockAddr::new(addr), geometry).ok()
+}
+
+/// The group at block `from` with so many data blocks, if it ends before `end`.
+fn layout_of_data(geometry: &Geometry, from: u64, end: u64, data: u64) -> Option<RgrpLayout> {
+    let length = (1..=data.div_ceil(4)).find(|length| geometry.bitmap_capacity(*length) >= data)?;
+    let span = length.checked_add(data)?;
+    let layout = layout_of_span(geometry, from, span)?;
+    let fits = from.checked_add(span)? <= end && u64::from(layout.data()) == data;
+    fits.then_some(layout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_fills_its_span() {
+        let geometry = Geometry::new(4096, 1 << 24).unwrap();
+        for span in [70u64, 1000, 15_900, 16_000, 65_536, 65_543, 524_288] {
+            let layout = layout_of_span(&geometry, 17, span).unwrap();
+            let used = u64::from(layout.length()) + u64::from(layout.data());
+            assert!(used <= span && span - used < 5, "{span}: {layout:?}");
+        }
+    }
+
+    #[test]
+    fn a_gap_of_several_groups_is_several() {
+        let geometry = Geometry::new(4096, 1 << 24).unwrap();
+        let layouts = split(&geometry, 100, 100 + 3 * 65_536, 65_536);
+        let starts: Vec<u64> = layouts.iter().map(|layout| layout.addr().get()).collect();
+        assert_eq!(starts, vec![100, 65_636, 131_172]);
+    }
+}

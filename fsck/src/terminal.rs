@@ -1,0 +1,328 @@
+//! What a run says, and how it asks: lines for people in the style of the reference tool, or JSON for machines.
+
+use gfs2_format::log::RecoveryReport;
+use gfs2_fsck::{Class, Control, Fate, Problem, Progress, Question, Reporter, Stage};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGUSR1};
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often the progress is drawn.
+const DRAW: Duration = Duration::from_millis(250);
+
+/// Writes a line; a closed pipe is no reason to stop a check half-way.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(io::stdout().lock(), "{text}");
+}
+
+pub(crate) fn complain(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// How questions are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answers {
+    Yes,
+    Ask,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    /// 0: findings; 1: stages, too; 2: details.
+    level: u8,
+    answers: Answers,
+    json: bool,
+    stage: Option<(Stage, Instant)>,
+    /// A progress line is on the terminal; when it was drawn.
+    drawn: Option<Instant>,
+    draws: bool,
+    signals: Signals,
+}
+
+/// What was asked for by signals since the last look.
+#[derive(Debug, Default)]
+struct Signals {
+    interrupt: Arc<AtomicBool>,
+    tell: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let signals = Self::default();
+        signal_hook::flag::register(SIGINT, Arc::clone(&signals.interrupt))?;
+        signal_hook::flag::register(SIGUSR1, Arc::clone(&signals.tell))?;
+        Ok(signals)
+    }
+}
+
+/// The reference's name of a stage.
+fn pass(stage: Stage) -> &'static str {
+    match stage {
+        Stage::System => "Initializing fsck",
+        Stage::Journals => "Checking journals",
+        Stage::Rgrps => "Validating resource group index",
+        Stage::Inodes => "pass1",
+        Stage::Duplicates => "pass1b",
+        Stage::Directories => "pass2",
+        Stage::Connectivity => "pass3",
+        Stage::Links => "pass4",
+        Stage::Bitmaps => "pass5",
+        Stage::Statfs => "check_statfs",
+    }
+}
+
+const fn is_pass(stage: Stage) -> bool {
+    !matches!(stage, Stage::System | Stage::Journals | Stage::Rgrps)
+}
+
+impl Terminal {
+    /// Listens to the signals, too.
+    pub(crate) fn new(level: u8, answers: Answers, json: bool) -> io::Result<Self> {
+        Ok(Self {
+            level,
+            answers,
+            json,
+            stage: None,
+            drawn: None,
+            draws: level > 0 && !json && io::stdout().is_terminal(),
+            signals: Signals::listen()?,
+        })
+    }
+
+    fn line(&mut self, least: u8, text: &str) {
+        if self.level >= least && !self.json {
+            self.wipe();
+            say(text);
+        }
+    }
+
+    /// Takes the progress line off the terminal.
+    fn wipe(&mut self) {
+        if self.drawn.take().is_some() {
+            let mut out = io::stdout().lock();
+            let _ = write!(out, "\r\x1b[K");
+            let _ = out.flush();
+        }
+    }
+
+    fn draw(&mut self, progress: Progress) {
+        let now = Instant::now();
+        let due = self.drawn.is_none_or(|drawn| now.duration_since(drawn) >= DRAW);
+        let young = self
+            .stage
+            .is_none_or(|(_, since)| now.duration_since(since) < DRAW);
+        if self.draws && due && !young {
+            let mut out = io::stdout().lock();
+            let _ = write!(out, "\r\x1b[K{}", self.how_far(progress));
+            let _ = out.flush();
+            self.drawn = Some(now);
+        }
+    }
+
+    /// Pass, percentage, time left.
+    fn how_far(&self, progress: Progress) -> String {
+        let name = pass(progress.stage);
+        if progress.total == 0 {
+            return name.to_owned();
+        }
+        let share = progress.done.min(progress.total) as f64 / progress.total as f64;
+        let spent = self.stage.map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
+        let percent = share * 100.0;
+        if share < 0.01 {
+            return format!("{name}: {percent:.0} percent complete.");
+        }
+        let left = spent / share - spent;
+        format!("{name}: {percent:.0} percent complete, {left:.0}s left.")
+    }
+
+    /// Asks as the reference does what to do after Ctrl-C; the end of the input is the end of the check.
+    fn interrupted(&mut self, progress: Progress) -> Control {
+        self.wipe();
+        let mut out = io::stdout().lock();
+        let _ = writeln!(
+            out,
+            "\nfsck.gfs2 interrupted during {}:  {}",
+            pass(progress.stage),
+            self.how_far(progress)
+        );
+        loop {
+            let _ = write!(
+                out,
+                "Do you want to abort fsck.gfs2, skip the rest of this pass or continue (a/s/c)? "
+            );
+            let _ = out.flush();
+            let mut answer = String::new();
+            match io::stdin().lock().read_line(&mut answer) {
+                Ok(0) | Err(_) => return Control::Abort,
+                Ok(_) => match answer.trim() {
+                    "a" | "A" => return Control::Abort,
+                    "s" | "S" => return Control::Skip,
+                    "c" | "C" => return Control::Continue,
+                    _ => {}
+                },
+            }
+        }
+    }
+
+    fn event(&self, event: Value) {
+        if self.json {
+            say(&event.to_string());
+        }
+    }
+
+    /// Says how long the last stage took.
+    pub(crate) fn finish(&mut self) {
+        if let Some((stage, since)) = self.stage.take()
+            && is_pass(stage)
+        {
+            let seconds = since.elapsed().as_secs_f64();
+            self.line(1, &format!("{} completed in {seconds:.3}s", pass(stage)));
+        }
+    }
+
+    fn ask_aloud(question: Question<'_>) -> bool {
+        loop {
+            let mut out = io::stdout().lock();
+            let _ = write!(out, "{question} (y/n) ");
+            let _ = out.flush();
+            let mut answer = String::new();
+            match io::stdin().lock().read_line(&mut answer) {
+                // The end of the input is a no.
+                Ok(0) | Err(_) => return false,
+                Ok(_) => match answer.trim() {
+                    "y" | "Y" | "yes" => return true,
+                    "n" | "N" | "no" => return false,
+                    other => {
+                        let _ = writeln!(out, "Bad response {other:?}, please type 'y' or 'n'.");
+                    }
+                },
+            }
+        }
+    }
+}
+
+fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Warning => "warning",
+        Class::Error => "error",
+        Class::Fatal => "fatal",
+    }
+}
+
+fn finding(problem: &Problem) -> Value {
+    json!({
+        "event": "finding",
+        "code": problem.kind.code(),
+        "kind": format!("{:?}", problem.kind),
+        "class": class_name(problem.kind.class()),
+        "text": problem.kind.text(),
+        "inode": problem.inode.map(|inode| inode.get()),
+        "block": problem.block.get(),
+        "blocks": problem.blocks,
+        "name": problem.name.as_ref().map(|name| name.escape_ascii().to_string()),
+        "field": problem.field,
+        "found": problem.found,
+        "expected": problem.expected.to_string(),
+        "other": problem.other.map(|other| other.get()),
+    })
+}
+
+impl Reporter for Terminal {
+    fn stage(&mut self, stage: Stage) {
+        self.finish();
+        if is_pass(stage) {
+            self.line(1, &format!("Starting {}", pass(stage)));
+        } else {
+            self.line(1, &format!("{}.", pass(stage)));
+        }
+        self.event(json!({"event": "stage", "stage": pass(stage)}));
+        self.stage = Some((stage, Instant::now()));
+    }
+
+    fn problem(&mut self, problem: &Problem) {
+        self.event(finding(problem));
+        match problem.kind.class() {
+            Class::Warning => self.line(0, &format!("Warning: {problem}")),
+            Class::Error | Class::Fatal => self.line(0, &problem.to_string()),
+        }
+    }
+
+    fn progress(&mut self, progress: Progress) -> Control {
+        if self.signals.tell.swap(false, Ordering::Relaxed) {
+            let text = self.how_far(progress);
+            self.wipe();
+            complain(&text);
+        }
+        if self.signals.interrupt.swap(false, Ordering::Relaxed) {
+            return self.interrupted(progress);
+        }
+        self.draw(progress);
+        Control::Continue
+    }
+
+    fn ask(&mut self, question: Question<'_>) -> bool {
+        self.wipe();
+        match self.answers {
+            Answers::Yes => true,
+            Answers::Ask => Self::ask_aloud(question),
+        }
+    }
+
+    fn fate(&mut self, problem: &Problem, fate: &Fate) {
+        let code = problem.kind.code();
+        let (word, why) = match fate {
+            Fate::Repaired => ("repaired", None),
+            Fate::Refused => ("refused", None),
+            Fate::Unable(why) => ("unable", Some(why)),
+        };
+        self.event(json!({
+            "event": "repair", "code": code, "kind": format!("{:?}", problem.kind),
+            "block": problem.block.get(), "fate": word, "why": why,
+        }));
+        match why {
+            Some(why) => self.line(0, &format!("{code}: not repaired: {why}")),
+            None => self.line(2, &format!("{code}: block {}: {word}", problem.block)),
+        }
+    }
+
+    fn round(&mut self, number: u32) {
+        self.finish();
+        self.line(1, &format!("Checking again what was changed (round {number})."));
+        self.event(json!({"event": "round", "number": number}));
+    }
+
+    fn writing(&mut self, ranges: &[(u64, u64)], dry: bool) {
+        let bytes: u64 = ranges.iter().map(|(_, len)| len).sum();
+        self.event(json!({"event": if dry { "plan" } else { "write" }, "bytes": bytes, "ranges": ranges}));
+        if !dry {
+            return self.line(2, &format!("Writing {bytes} bytes."));
+        }
+        self.line(0, &format!("{bytes} bytes would be written:"));
+        for (offset, len) in ranges {
+            self.line(0, &format!("  {len} bytes at byte {offset}"));
+        }
+    }
+
+    fn replayed(&mut self, report: &RecoveryReport, in_memory: bool) {
+        let counts = report.counts;
+        let how = if in_memory {
+            "in memory only, for this check"
+        } else {
+            "on the device"
+        };
+        self.event(json!({
+            "event": "replay", "jid": report.jid.get(), "blocks": counts.replayed, "found": counts.found,
+            "revokes": counts.revokes, "in_memory": in_memory,
+        }));
+        self.line(
+            0,
+            &format!(
+                "journal{}: {} of {} blocks replayed {how}, {} revokes.",
+                report.jid, counts.replayed, counts.found, counts.revokes
+            ),
+        );
+    }
+}

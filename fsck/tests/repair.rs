@@ -1,0 +1,320 @@
+//! Goal: every kind of damage is repaired, and nothing else changes. Method: the cases of the damage tests, each
+//! repaired in memory; then our check and the reference's find nothing, a second repair writes nothing, and what the
+//! damage did not touch is as it was.
+//!
+//! Needs gfs2-utils, which `tests/lab/setup.sh` installs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on must fail"
+)]
+
+mod support;
+
+use gfs2_format::damage;
+use gfs2_format::device::{BlockDevice, FaultDevice, MemDevice};
+use gfs2_format::log::LogTime;
+use gfs2_format::volume::read_superblock;
+use gfs2_fsck::{Collect, Outcome, Policy, check};
+use std::fmt::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{LazyLock, Mutex, mpsc};
+use support::cases::{CASES, Case, IMAGE};
+use support::contents::{Contents, contents};
+use support::heavy::HEAVY;
+use support::{Map, fixture};
+
+/// Cases that are not repaired yet: the run ends with errors left, and says so. System structures.
+const OPEN_SYSTEM: &[&str] = &[];
+
+/// The same of inodes and directories.
+const OPEN_INODES: &[&str] = &[
+    "xattr record",
+    "xattr block",
+    "xattr name",
+    "xattr type",
+    "xattr pointers",
+    "xattr last",
+    "xattr list",
+    "xattr value",
+    "dotdot elsewhere",
+    "indirect block as data",
+    "indirect block to itself",
+    "data of two files",
+    "xattr block as data",
+    "dot elsewhere",
+    "no dot",
+    "no dotdot",
+    "entry to a free block",
+    "entry to nowhere",
+    "entry's formal number",
+    "entry's type",
+    "entry's hash",
+    "entry's name length",
+    "slash",
+    "last entry's length",
+    "second link",
+    "empty slot",
+    "leaf depth",
+    "leaves swapped",
+    "leaf lost",
+    "leaf entries",
+    "leaf chain",
+    "table size",
+    "leaf format",
+    "hash block",
+    "name twice",
+    "subtree lost",
+    "own address",
+    "formal number",
+    "mode",
+    "height",
+    "depth",
+    "size",
+    "symlink",
+    "directory flags",
+    "flags",
+    "pointer",
+    "pointer to a bitmap",
+    "indirect block",
+    "inode as data",
+];
+
+/// Paths that a case's damage touches, or whose repair must: what else changes is a mistake. A path ends the list of
+/// what is below it, too.
+const TOUCHED_SYSTEM: &[(&str, &[&str])] = &[];
+
+/// The same of inodes and directories.
+const TOUCHED_INODES: &[(&str, &[&str])] = &[];
+
+static BEFORE: LazyLock<Contents> = LazyLock::new(|| contents(&fixture(IMAGE)));
+
+fn policy() -> Policy {
+    Policy::repair(LogTime {
+        sec: 1_700_000_000,
+        nsec: 0,
+    })
+}
+
+fn run(device: &dyn BlockDevice, policy: &Policy) -> (Outcome, Collect) {
+    let mut found = Collect {
+        answer: true,
+        ..Collect::default()
+    };
+    let outcome = check(device, policy, &mut found).unwrap();
+    (outcome, found)
+}
+
+fn told(found: &Collect) -> String {
+    let mut text = String::new();
+    for problem in found.problems.iter().take(20) {
+        let _ = writeln!(text, "    {problem}");
+    }
+    for (kind, fate) in found.fates.iter().take(20) {
+        let _ = writeln!(text, "    {kind:?}: {fate:?}");
+    }
+    text
+}
+
+/// Writes what is not zero; the file is as large as the device.
+fn save(device: &MemDevice, path: &Path) {
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(device.size()).unwrap();
+    let mut buf = vec![0; 1 << 18];
+    for at in (0..device.size()).step_by(buf.len()) {
+        let len = buf.len().min((device.size() - at) as usize);
+        device.read_at(at, &mut buf[..len]).unwrap();
+        if buf[..len].iter().any(|b| *b != 0) {
+            file.write_all_at(&buf[..len], at).unwrap();
+        }
+    }
+}
+
+fn reference(device: &MemDevice) -> Result<(), String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    save(device, &path);
+    let output = Command::new("fsck.gfs2")
+        .arg("-n")
+        .arg(&path)
+        .output()
+        .expect("fsck.gfs2 of gfs2-utils is needed; run tests/lab/setup.sh as root");
+    match output.status.code() {
+        Some(0) => Ok(()),
+        code => Err(format!(
+            "the reference exits {code:?}:\n{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )),
+    }
+}
+
+/// What differs and should not.
+fn strangers(case: &Case, after: &Contents) -> Vec<String> {
+    let touched = TOUCHED_SYSTEM
+        .iter()
+        .chain(TOUCHED_INODES)
+        .filter(|(name, _)| *name == case.name)
+        .flat_map(|(_, paths)| paths.iter());
+    let touched: Vec<&&str> = touched.collect();
+    let is_touched = |path: &str| touched.iter().any(|prefix| path.starts_with(**prefix));
+    let changed = BEFORE
+        .iter()
+        .filter(|(path, digest)| after.get(*path) != Some(*digest) && !is_touched(path));
+    let new = after
+        .keys()
+        .filter(|path| !BEFORE.contains_key(*path) && !path.starts_with("/lost+found") && !is_touched(path));
+    changed
+        .map(|(path, _)| path.clone())
+        .chain(new.cloned())
+        .collect()
+}
+
+fn repaired(case: &Case) -> Result<(), String> {
+    let device = fixture(IMAGE);
+    damage::run(&(case.script)(&Map::new(&fixture(IMAGE))), &device).map_err(|e| e.to_string())?;
+    let (outcome, found) = run(&device, &policy());
+    if OPEN_SYSTEM.contains(&case.name) || OPEN_INODES.contains(&case.name) {
+        return match outcome.uncorrected() {
+            0 => Err("it is repaired: take it off the list of open ones".to_owned()),
+            _ => Ok(()),
+        };
+    }
+    let wanted = case
+        .finds
+        .iter()
+        .any(|kind| kind.class() > gfs2_fsck::Class::Warning);
+    if outcome.uncorrected() != 0 || wanted != (outcome.errors > 0) || outcome.stopped {
+        return Err(format!("{outcome:?}\n{}", told(&found)));
+    }
+    let (again, found) = run(&device, &Policy::read_only());
+    if again.errors != 0 {
+        return Err(format!("after the repair: {again:?}\n{}", told(&found)));
+    }
+    reference(&device)?;
+    let watched = FaultDevice::new(&device);
+    run(&watched, &policy());
+    // A volume of several nodes is guarded while it is checked.
+    let shared = read_superblock(&device).unwrap().0.lockproto() != "lock_nolock";
+    if watched.counts().writes != 0 && !shared {
+        return Err(format!(
+            "a second repair writes {} times",
+            watched.counts().writes
+        ));
+    }
+    match strangers(case, &contents(&device)) {
+        strangers if strangers.is_empty() => Ok(()),
+        strangers => Err(format!("changed: {strangers:?}")),
+    }
+}
+
+/// Runs the cases whose first finding has a code of these letters.
+#[track_caller]
+fn all(letters: &str) {
+    run_cases(CASES, letters);
+}
+
+#[track_caller]
+fn run_cases(cases: &[Case], letters: &str) {
+    let of_letters = |case: &&Case| letters.contains(&case.finds[0].code()[..1]);
+    let only = std::env::var("CASE").ok();
+    let chosen = cases
+        .iter()
+        .filter(of_letters)
+        .filter(|case| only.as_ref().is_none_or(|only| case.name == only));
+    let queue = Mutex::new(chosen);
+    let (tell, failures) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let tell = tell.clone();
+            let queue = &queue;
+            scope.spawn(move || {
+                loop {
+                    let Some(case) = queue.lock().unwrap().next() else {
+                        break;
+                    };
+                    if let Err(e) = repaired(case) {
+                        tell.send(format!("{}: {e}", case.name)).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    drop(tell);
+    let failures: Vec<String> = failures.iter().collect();
+    assert!(
+        failures.is_empty(),
+        "{} cases:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
+#[test]
+fn superblock_and_system_files() {
+    all("ST");
+}
+
+#[test]
+fn resource_groups() {
+    all("G");
+}
+
+#[test]
+fn journals() {
+    all("J");
+}
+
+#[test]
+fn inodes_and_bitmaps() {
+    all("I");
+}
+
+#[test]
+fn duplicates() {
+    all("U");
+}
+
+#[test]
+fn attributes() {
+    all("X");
+}
+
+#[test]
+fn directories() {
+    all("D");
+}
+
+#[test]
+fn connectivity_and_links() {
+    all("CL");
+}
+
+#[test]
+fn several_structures_of_the_system_tree_at_once() {
+    run_cases(HEAVY, "ST");
+}
+
+#[test]
+fn several_structures_of_groups_and_journals_at_once() {
+    run_cases(HEAVY, "GJ");
+}
+
+#[test]
+fn every_case_belongs_to_a_group() {
+    for case in CASES {
+        assert!("STGJIUXDCL".contains(&case.finds[0].code()[..1]), "{}", case.name);
+    }
+    let touched = TOUCHED_SYSTEM.iter().chain(TOUCHED_INODES).map(|(name, _)| name);
+    for name in OPEN_SYSTEM.iter().chain(OPEN_INODES).chain(touched) {
+        assert!(
+            CASES.iter().chain(HEAVY).any(|case| case.name == *name),
+            "{name} is no case"
+        );
+    }
+}

@@ -1,0 +1,232 @@
+//! The cases: one lie each, and the exact set of findings it must bring.
+
+use super::Map;
+use gfs2_format::ondisk::{BlockState, name_hash};
+use gfs2_fsck::Kind::{self, *};
+use std::fmt::Write;
+
+pub(crate) const IMAGE: &str = "clean1k";
+
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) script: fn(&Map<'_>) -> String,
+    pub(crate) finds: &'static [Kind],
+}
+
+macro_rules! cases {
+    ($($name:literal: $map:pat => $script:expr => [$($kind:ident),*];)*) => {
+        &[$(Case { name: $name, script: |$map| ($script).into(), finds: &[$($kind),*] },)*]
+    };
+}
+
+/// The first leaf of a hashed directory whose table is in its dinode, and the first of its second half.
+fn halves(map: &Map<'_>, path: &str) -> (u64, u64) {
+    let dir = map.path(path);
+    (map.top(dir, 0), map.top(dir, 63))
+}
+
+pub(crate) const CASES: &[Case] = cases! {
+    "no block size": _ => "set sb.sb_bsize = 1000" => [Superblock];
+    "no magic": _ => "set sb.mh_magic = 0" => [Superblock];
+    "interrupted check": _ => "set sb.sb_lockproto = fsck_nolock" => [LockProtocol];
+    "master lost": m => format!("zero block {}", m.volume.system.master) => [MasterDir];
+    "root lost": m => format!("zero block {}", m.volume.system.root) => [RootDir];
+    "inum renamed": m => poke_name(m, m.master(""), b"inum", b"inux") => [SystemFileMissing, EntryHash];
+    "rindex renamed": m => poke_name(m, m.master(""), b"rindex", b"rindey") => [SystemFileMissing, Rindex, EntryHash];
+    "statfs too short": _ => "set dinode(master:/statfs).di_size = 3" => [SystemFile];
+    "a node's file renamed": m => poke_name(m, m.master("per_node"), b"inum_range1", b"inum_rangeX")
+        => [PerNodeMissing, EntryHash];
+    "quota change header": m => format!("zero block {}", m.pointer(m.top(m.master("per_node/quota_change0"), 0), 0))
+        => [QuotaChangeBlock];
+    "no system flag": _ => "set dinode(master:/inum).di_flags = JDATA" => [SystemFlag];
+    "statfs": _ => "set statfs.sc_free = 5" => [Statfs];
+    "local statfs": _ => "set statfs_change(0).sc_free = 5" => [LocalStatfs];
+
+    "rgrp header": m => format!("zero block {}", m.groups()[1].addr()) => [RgrpHeader];
+    "rgrp bitmap": m => format!("zero block {}", m.groups()[2].addr().get() + 1) => [RgrpBitmap];
+    "rindex data": _ => "set rindex(2).ri_data = 7" => [RindexEntry];
+    "rindex address": _ => "set rindex(1).ri_addr = 7" => [RindexEntry];
+    "rindex twice": m => format!("set rindex(1).ri_addr = {0}\nset rindex(1).ri_data0 = {1}", m.groups()[0].addr(),
+        m.groups()[0].addr().get() + u64::from(m.groups()[0].length())) => [RindexEntry];
+    "rindex short": _ => "set dinode(master:/rindex).di_size = 192" => [RindexMissing];
+    "rindex odd": _ => "set dinode(master:/rindex).di_size = 300" => [RindexSize];
+    "rgrp free": _ => "set rgrp(1).rg_free = 5, fix crc" => [RgrpCount];
+    "rgrp dinodes": _ => "set rgrp(2).rg_dinodes = 5, fix crc" => [RgrpCount];
+    "rgrp data0": _ => "set rgrp(1).rg_data0 = 5, fix crc" => [RgrpField];
+    "rgrp crc": _ => "set rgrp(1).rg_crc = 5" => [RgrpCrc];
+    "rgrp skip": _ => "set rgrp(0).rg_skip = 77, fix crc" => [RgrpSkip];
+    "rgrp flags": _ => "set rgrp(0).rg_flags = 0x80000000, fix crc" => [RgrpFlags];
+    "unlinked, but there": m => format!("bitmap block {} = unlinked", m.path("names/a"))
+        => [Unlinked, EntryTarget];
+
+    "dirty journal": _ => "set log_header(journal 0 block 1966).lh_flags = 0, fix crc" => [JournalDirty];
+    "no log headers": _ => (0..8192).fold(String::new(), |mut script, n| {
+        let _ = writeln!(script, "zero journal 1 block {n}");
+        script
+    }) => [JournalHead];
+    "sequence twice": m => {
+        let sequence = u64::from_be_bytes(m.block(m.volume.journals[1].map.address(
+            gfs2_format::JournalBlock::new(4)).unwrap().get())[24..32].try_into().unwrap());
+        format!("set log_header(journal 1 block 5).lh_sequence = {sequence}, fix crc")
+    } => [JournalSequence];
+    "journal size": _ => "set dinode(master:/jindex/journal1).di_size = 8388609" => [JournalInode];
+    "journal tail": _ => "set log_header(journal 0 block 1966).lh_flags = 0\n\
+        set log_header(journal 0 block 1966).lh_tail = 99999, fix crc" => [JournalDirty, JournalReplay];
+    "dirty journal, sequence twice": m => {
+        let map = &m.volume.journals[0].map;
+        let at = map.address(gfs2_format::JournalBlock::new(1966)).unwrap().get();
+        let sequence = u64::from_be_bytes(m.block(at)[24..32].try_into().unwrap());
+        format!("set log_header(journal 0 block 1966).lh_flags = 0, fix crc\n\
+            copy journal 0 block 1966 to journal 0 block 1990\n\
+            set log_header(journal 0 block 1990).lh_blkno = 1990\n\
+            set log_header(journal 0 block 1990).lh_sequence = {sequence}, fix crc")
+    } => [JournalDirty, JournalSequence];
+    "journal renamed": m => poke_name(m, m.master("jindex"), b"journal1", b"journal7") => [Jindex, EntryHash];
+
+    "own address": _ => "set dinode(/names/a).no_addr = 5" => [DinodeAddress];
+    "formal number": _ => "set dinode(/names/a).no_formal_ino = 0" => [DinodeFormal, EntryFormal];
+    "mode": _ => "set dinode(/names/a).di_mode = 0" => [DinodeMode];
+    "blocks": _ => "set dinode(/names/a).di_blocks = 9" => [DinodeBlocks];
+    "blocks of a hashed directory": _ => "set dinode(/big).di_blocks = 9" => [DinodeBlocks];
+    "blocks of xattrs": _ => "set dinode(/xattr/f3).di_blocks = 9" => [DinodeBlocks];
+    "goal": _ => "set dinode(/names/a).di_goal_meta = 0" => [DinodeGoal];
+    "height": _ => "set dinode(/names/a).di_height = 9" => [DinodeHeight];
+    "depth": _ => "set dinode(/names/a).di_depth = 18" => [DinodeHeight];
+    "size": _ => "set dinode(/names/a).di_size = 5000" => [DinodeSize];
+    "symlink": _ => "set dinode(/links/soft).di_size = 0" => [DinodeSize];
+    "flags": _ => "set dinode(/names/a).di_flags = EA_INDIRECT" => [DinodeFlags];
+    "directory flags": _ => "set dinode(/names).di_flags = 0" => [DinodeFlags];
+    "pointer": _ => "set pointer(/data/f4k, 1) = 99999999" => [Pointer, Leaked, DinodeBlocks];
+    "pointer to a bitmap": m => format!("set pointer(/data/f4k, 1) = {}", m.groups()[2].addr())
+        => [Pointer, Leaked, DinodeBlocks];
+    "indirect block": m => format!("zero block {}", m.top(m.path("data/f3m"), 0))
+        => [IndirectType, Leaked, DinodeBlocks];
+    "indirect block to itself": m => {
+        let indirect = m.top(m.path("data/f3m"), 0);
+        format!("set pointer(block {indirect}, 3) = {indirect}")
+    } => [DuplicateMetadata, Leaked];
+    "block free": m => format!("bitmap block {} = free", m.top(m.path("data/f4k"), 1))
+        => [NotMarked, RgrpCount, Statfs];
+    "block leaked": m => format!("bitmap block {} = used", m.blank(BlockState::Free))
+        => [Leaked, RgrpCount, Statfs];
+    "inode marked used": m => format!("bitmap block {} = used", m.path("names/a"))
+        => [DinodeNotMarked, RgrpCount, Statfs];
+    "directory marked free": m => format!("bitmap block {} = free", m.path("deep/d1/d2"))
+        => [DinodeNotMarked, RgrpCount, Statfs];
+    "root marked used": m => format!("bitmap block {} = used", m.path(""))
+        => [DinodeNotMarked, RgrpCount, Statfs];
+    "no inode": m => format!("bitmap block {} = dinode", m.blank(BlockState::Free))
+        => [NotADinode, RgrpCount, Statfs];
+    "truncate": _ => "set dinode(/data/f4k).di_flags = TRUNC_IN_PROG" => [TruncateInProgress];
+
+    "indirect block as data": m => format!("set pointer(/data/f4k, 1) = {}", m.top(m.path("data/f3m"), 0))
+        => [DuplicateMetadata, Leaked, DinodeBlocks];
+    "data of two files": m => format!("set pointer(/data/f4k, 1) = {}", m.top(m.path("data/jd"), 3))
+        => [Duplicate, Leaked];
+    "xattr block as data": m => format!("set pointer(/data/f4k, 1) = {}", m.eattr(m.path("xattr/f1")))
+        => [DuplicateXattr, Leaked];
+    "inode as data": m => format!("set pointer(/data/f4k, 1) = {}", m.path("names/a"))
+        => [NotMarked, Leaked];
+
+    "xattr block": m => format!("zero block {}", m.eattr(m.path("xattr/f1"))) => [EaBlock];
+    "xattr record": m => format!("set ea_header(block {} at 24).ea_rec_len = 4", m.eattr(m.path("xattr/f1")))
+        => [EaRecord];
+    "xattr name": m => format!("set ea_header(block {} at 24).ea_name_len = 0", m.eattr(m.path("xattr/f1")))
+        => [EaName];
+    "xattr type": m => format!("set ea_header(block {} at 24).ea_type = 9", m.eattr(m.path("xattr/f1")))
+        => [EaType];
+    "xattr pointers": m => {
+        let (block, at) = big_xattr(m);
+        format!("set ea_header(block {block} at {at}).ea_data_len = 1")
+    } => [EaPointers];
+    "xattr last": m => {
+        let block = m.eattr(m.path("xattr/f1"));
+        let last = *m.ea_records(block).last().unwrap();
+        format!("set ea_header(block {block} at {last}).ea_flags = 0")
+    } => [EaLast];
+    "xattr value": m => {
+        let (block, at) = big_xattr(m);
+        let name_len = usize::from(m.block(block)[at + 8]);
+        format!("poke block {block} at {} hex:0000000000000000", at + 16 + name_len.next_multiple_of(8))
+    } => [EaPointer, Leaked, DinodeBlocks];
+    "xattr list": m => format!("set pointer(block {}, 0) = 0", m.eattr(m.path("xattr/f2")))
+        => [EaGap, Leaked, DinodeBlocks];
+
+    "no dot": m => format!("set dirent(block {} at 232).no_addr = 0", m.path("names")) => [DotMissing, EntryCount];
+    "dot elsewhere": m => format!("set dirent(block {} at 232).no_addr = 5", m.path("names")) => [DotTarget];
+    "no dotdot": m => format!("set dirent(block {0} at 232).de_rec_len = {1}", m.path("names"), 48 + 48)
+        => [DotdotMissing, EntryCount];
+    "dotdot elsewhere": m => {
+        let dir = m.path("deep/d1");
+        format!("set dirent(block {dir} at 280).no_addr = {dir}\nset dirent(block {dir} at 280).no_formal_ino = {}", formal(m, dir))
+    } => [DotdotTarget];
+    "entry to a free block": m => format!("set dirent(/names/a).no_addr = {}", m.blank(BlockState::Free))
+        => [EntryTarget, Orphan];
+    "entry to nowhere": _ => "set dirent(/names/a).no_addr = 99999999" => [EntryTarget, Orphan];
+    "entry's formal number": _ => "set dirent(/names/a).no_formal_ino = 999" => [EntryFormal];
+    "entry's type": _ => "set dirent(/names/a).de_type = 4" => [EntryType];
+    "entry's hash": _ => "set dirent(/names/a).de_hash = 1" => [EntryHash];
+    "entry's name length": _ => "set dirent(/names/a).de_name_len = 100" => [EntryRecord, Orphan];
+    "last entry's length": m => format!("set dirent(block {} at 280).de_rec_len = 2000", m.path("deep/d1/d2"))
+        => [EntryRecord, Unreachable, LinkCount, Orphan];
+    "slash": m => poke_name(m, m.path("names"), b"-dash", b"-d/sh") => [EntryName, EntryHash];
+    "second link": m => format!("set dirent(/names/a).no_addr = {0}\nset dirent(/names/a).no_formal_ino = {1}\n\
+        set dirent(/names/a).de_type = 4", m.path("deep"), formal(m, m.path("deep"))) => [SecondLink, Orphan];
+    "entries": _ => "set dinode(/names).di_entries = 99" => [EntryCount];
+    "entries of a hashed directory": _ => "set dinode(/big).di_entries = 99" => [EntryCount];
+    "empty slot": _ => "set pointer(/data, 0) = 0" => [HashTable];
+    "leaf depth": m => format!("set leaf(block {}).lf_depth = 3", halves(m, "data").0) => [LeafDepth];
+    "leaves swapped": m => {
+        let (low, high) = halves(m, "data");
+        (0..64).fold(String::new(), |mut script, n| {
+            let _ = writeln!(script, "set pointer(/data, {n}) = {}", if n < 32 { high } else { low });
+            script
+        })
+    } => [LeafPlace];
+    "leaf lost": m => format!("zero block {}", m.pointer(m.top(m.path("big"), 0), 0)) => [LeafBlock, Orphan];
+    "leaf chain": m => {
+        let leaf = halves(m, "data").0;
+        format!("set leaf(block {leaf}).lf_next = {leaf}")
+    } => [LeafNext, DuplicateMetadata, DinodeBlocks];
+    "leaf entries": m => format!("set leaf(block {}).lf_entries = 99", halves(m, "data").0) => [LeafCount];
+    "table size": _ => "set dinode(/data).di_size = 1024" => [TableSize, DinodeSize];
+    "hash block": m => format!("zero block {}", m.top(m.path("big"), 0)) => [HashBlock, Leaked, Orphan];
+    "leaf format": m => format!("set leaf(block {}).lf_dirent_format = 7", halves(m, "data").0) => [LeafFormat];
+    "name twice": m => {
+        let rename = poke_name(m, m.path("perm"), b"m0755", b"m0644");
+        format!("{rename}\nset dirent(/perm/m0755).de_hash = {}", name_hash(b"m0644"))
+    } => [DuplicateName];
+    "subtree lost": m => format!("set dirent(/deep).no_addr = {}", m.blank(BlockState::Free))
+        => [EntryTarget, Unreachable, LinkCount];
+    "link count": _ => "set dinode(/links/t).di_nlink = 9" => [LinkCount];
+    "link count of a directory": _ => "set dinode(/deep).di_nlink = 9" => [LinkCount];
+};
+
+fn formal(map: &Map<'_>, dinode: u64) -> u64 {
+    u64::from_be_bytes(map.block(dinode)[24..32].try_into().unwrap())
+}
+
+/// An xattr record whose value stands in blocks of its own.
+fn big_xattr(map: &Map<'_>) -> (u64, usize) {
+    let block = map.eattr(map.path("xattr/f3"));
+    let bytes = map.block(block);
+    let records = map.ea_records(block);
+    let at = records
+        .into_iter()
+        .find(|at| bytes[at + 11] != 0 && bytes[at + 9] != 0);
+    (block, at.unwrap())
+}
+
+/// Overwrites a name in a linear directory, and nothing else of its entry.
+fn poke_name(map: &Map<'_>, dir: u64, from: &[u8], to: &[u8]) -> String {
+    let bytes = map.block(dir);
+    let at = bytes
+        .windows(from.len())
+        .position(|window| window == from)
+        .unwrap();
+    let hex = to.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    format!("poke block {dir} at {at} hex:{hex}")
+}

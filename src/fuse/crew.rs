@@ -1,0 +1,363 @@
+//! The threads that read requests and answer them: one at work while that is enough, more as soon as it sleeps.
+//!
+//! A thread reads a request and answers it itself; nothing is handed over. While it does so short work, nobody else
+//! reads: a second reader would have the kernel wake them in turns, from one processor to the other. Another thread is
+//! sent to read (relieves it) when the thread
+//! - begins what is expected to wait for the device (READ, WRITE, FSYNC, truncation),
+//! - says that it is about to sleep ([`crate::sleep`]),
+//! - or is found at the same request by the watch, which looks every [`TICK`] while there is work.
+//!
+//! Invariants: while fewer than [`THREADS_MAX`] threads wait, a request that arrives is read within a tick, whatever the
+//! others wait for (a request that waits for a cluster lock must not keep from us the write-back that gives the lock
+//! away); threads that are not needed end.
+
+use super::abi::Opcode;
+use super::front::{Front, MAX_IO, Scratch};
+use super::interrupt::{Desk, Slot};
+use super::notify::Notifications;
+use super::reply::{Channel, Reply};
+use super::request::{self, Op, WRITE_HEAD, decode};
+use crate::error::Errno;
+use crate::sleep;
+use gfs2_format::device::AlignedBuf;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Bound of threads, and so of requests that wait at a time. Each has a buffer of [`MAX_IO`] bytes for what it reads
+/// from the kernel, and one as large as its largest READ.
+pub(super) const THREADS_MAX: usize = 256;
+/// Threads without work that are kept for the next burst.
+const PARKED_MAX: usize = 8;
+/// Threads that read at a time at most, when requests wait for the device.
+const READERS_MAX: usize = 4;
+/// How often the watch looks.
+const TICK: Duration = Duration::from_millis(1);
+/// Ticks without a request after which the watch sleeps.
+const QUIET_TICKS: u32 = 64;
+/// Ticks between looks at processes that were interrupted.
+const INTERRUPT_TICKS: u32 = 50;
+/// Where the payload of a WRITE begins in a buffer: at a page.
+const PAYLOAD: usize = 4096;
+
+#[derive(Debug, Default)]
+struct State {
+    running: usize,
+    /// Threads without work.
+    parked: usize,
+    /// How many of them are on their way to read.
+    woken: usize,
+    /// The mount has ended.
+    over: bool,
+    /// The first error that ended it otherwise than by unmounting.
+    failed: Option<io::Error>,
+    watch_sleeps: bool,
+}
+
+/// The threads of one mount.
+#[derive(Debug)]
+pub(super) struct Crew {
+    channel: Arc<Channel>,
+    front: Front,
+    notifications: Arc<Notifications>,
+    desk: Desk,
+    /// Threads that read, or are on their way to.
+    readers: AtomicUsize,
+    /// Requests read so far.
+    taken: AtomicU64,
+    /// The watch looks.
+    watched: AtomicBool,
+    state: Mutex<State>,
+    /// For parked threads.
+    work: Condvar,
+    /// For the watch.
+    watch: Condvar,
+    /// For who waits for the end.
+    ended: Condvar,
+}
+
+/// A thread of the crew.
+struct Worker {
+    crew: Arc<Crew>,
+    slot: Arc<Slot>,
+    buffer: AlignedBuf,
+    scratch: Scratch,
+}
+
+impl Crew {
+    pub(super) fn new(channel: Arc<Channel>, front: Front, notifications: Arc<Notifications>) -> Arc<Self> {
+        Arc::new(Self {
+            channel,
+            front,
+            notifications,
+            desk: Desk::default(),
+            readers: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
+            watched: AtomicBool::new(false),
+            state: Mutex::new(State {
+                watch_sleeps: true,
+                ..State::default()
+            }),
+            work: Condvar::new(),
+            watch: Condvar::new(),
+            ended: Condvar::new(),
+        })
+    }
+
+    /// Serves until the filesystem is unmounted.
+    ///
+    /// # Errors
+    /// The device's, or that there is no thread to be had.
+    pub(super) fn run(self: &Arc<Self>) -> io::Result<()> {
+        let watching = Arc::clone(self);
+        let watch = std::thread::Builder::new()
+            .name("gfs2-fuse-watch".into())
+            .spawn(move || watching.look_after())?;
+        let mut result = Ok(());
+        let mut state = self.state.lock();
+        if let Err(error) = self.add_reader(&mut state) {
+            state.over = true;
+            result = Err(error);
+        }
+        while state.running > 0 {
+            self.ended.wait(&mut state);
+        }
+        let failed = state.failed.take();
+        self.watch.notify_all();
+        drop(state);
+        if watch.join().is_err() {
+            tracing::error!("the watch of the request threads panicked; please report this");
+        }
+        result.and(failed.map_or(Ok(()), Err))
+    }
+
+    /// Sends a thread to read: a parked one, or a new one.
+    fn add_reader(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        if state.over {
+            return Ok(());
+        }
+        if state.parked > state.woken {
+            state.woken += 1;
+            self.readers.fetch_add(1, Ordering::SeqCst);
+            self.work.notify_one();
+            return Ok(());
+        }
+        if state.running >= THREADS_MAX {
+            return Ok(());
+        }
+        let crew = Arc::clone(self);
+        std::thread::Builder::new()
+            .name(format!("gfs2-req-{}", state.running))
+            .spawn(move || Worker::new(crew).run())?;
+        state.running += 1;
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Makes sure that somebody reads.
+    fn relieve(self: &Arc<Self>) {
+        if self.readers.load(Ordering::SeqCst) > 0 {
+            return;
+        }
+        let mut state = self.state.lock();
+        // Another one may have come to the same conclusion.
+        if self.readers.load(Ordering::SeqCst) == 0
+            && let Err(error) = self.add_reader(&mut state)
+        {
+            tracing::warn!("no thread for requests, the others go on: {error}");
+        }
+    }
+
+    /// A thread has read a request.
+    fn took(&self) {
+        self.readers.fetch_sub(1, Ordering::SeqCst);
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        if !self.watched.load(Ordering::SeqCst) {
+            self.state.lock().watch_sleeps = false;
+            self.watch.notify_one();
+        }
+    }
+
+    /// A thread is done with a request: true, it reads again; false, it is not needed and ends.
+    fn next(&self, waited: bool) -> bool {
+        let most = if waited { READERS_MAX } else { 1 };
+        let others = self.readers.fetch_add(1, Ordering::SeqCst);
+        if others < most {
+            return true;
+        }
+        let mut state = self.state.lock();
+        if self.readers.fetch_sub(1, Ordering::SeqCst) == 1 {
+            // The other readers have all found work meanwhile.
+            self.readers.fetch_add(1, Ordering::SeqCst);
+            return true;
+        }
+        if state.over || state.parked >= PARKED_MAX {
+            return false;
+        }
+        state.parked += 1;
+        while state.woken == 0 && !state.over {
+            self.work.wait(&mut state);
+        }
+        state.parked -= 1;
+        if state.woken == 0 {
+            return false;
+        }
+        state.woken -= 1;
+        true
+    }
+
+    /// The filesystem is gone.
+    fn end(&self, failed: Option<io::Error>) {
+        let mut state = self.state.lock();
+        state.over = true;
+        state.failed = state.failed.take().or(failed);
+        self.work.notify_all();
+    }
+
+    fn leave(&self) {
+        let mut state = self.state.lock();
+        state.running -= 1;
+        if state.running == 0 {
+            state.over = true;
+            self.ended.notify_all();
+        }
+    }
+
+    /// The watch's life.
+    fn look_after(self: &Arc<Self>) {
+        let mut seen = 0;
+        let (mut quiet, mut ticks) = (0u32, 0u32);
+        let mut state = self.state.lock();
+        while !(state.over && state.running == 0) {
+            if quiet >= QUIET_TICKS && self.desk.is_quiet() {
+                self.rest(&mut state, seen);
+                quiet = 0;
+            } else {
+                self.watch.wait_for(&mut state, TICK);
+            }
+            MutexGuard::unlocked(&mut state, || {
+                ticks = ticks.wrapping_add(1);
+                if ticks.is_multiple_of(INTERRUPT_TICKS) {
+                    self.desk.look_at_the_dying();
+                }
+                let taken = self.taken.load(Ordering::SeqCst);
+                if taken != seen {
+                    (seen, quiet) = (taken, 0);
+                } else if self.readers.load(Ordering::SeqCst) == 0 {
+                    self.relieve();
+                    quiet = 0;
+                } else {
+                    quiet += 1;
+                }
+            });
+        }
+    }
+
+    /// Nothing to watch: sleeps until a request comes.
+    fn rest(&self, state: &mut MutexGuard<'_, State>, seen: u64) {
+        state.watch_sleeps = true;
+        self.watched.store(false, Ordering::SeqCst);
+        // A request that did not see the flag any more is seen here.
+        if self.taken.load(Ordering::SeqCst) == seen {
+            while state.watch_sleeps && !(state.over && state.running == 0) {
+                self.watch.wait(state);
+            }
+        }
+        self.watched.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Worker {
+    fn new(crew: Arc<Crew>) -> Self {
+        let slot = crew.desk.slot();
+        Self {
+            crew,
+            slot,
+            buffer: AlignedBuf::zeroed(PAYLOAD + MAX_IO as usize),
+            scratch: Scratch::default(),
+        }
+    }
+
+    fn run(mut self) {
+        let crew = Arc::clone(&self.crew);
+        // Says that this thread has gone, whatever ends it.
+        struct Leaving<'a>(&'a Crew, Arc<Slot>);
+        impl Drop for Leaving<'_> {
+            fn drop(&mut self) {
+                self.0.desk.give_back(&self.1);
+                self.0.leave();
+            }
+        }
+        let _leaving = Leaving(&crew, Arc::clone(&self.slot));
+        let relieved = Arc::new(AtomicBool::new(false));
+        let (hook, flag) = (Arc::clone(&crew), Arc::clone(&relieved));
+        sleep::register(move || {
+            if !flag.swap(true, Ordering::Relaxed) {
+                hook.relieve();
+            }
+        });
+        self.slot.enter();
+        loop {
+            // The head of a WRITE lies before a page, its payload in it: the device takes it from there.
+            let buffer = self.buffer.get_mut(PAYLOAD - WRITE_HEAD..).unwrap_or_default();
+            let len = match crew.channel.receive(buffer) {
+                Ok(Some(len)) => len,
+                Ok(None) => return crew.end(None),
+                Err(error) => return crew.end(Some(error)),
+            };
+            crew.took();
+            relieved.store(false, Ordering::Relaxed);
+            let bytes = self.buffer.get(PAYLOAD - WRITE_HEAD..).and_then(|b| b.get(..len));
+            let long = handle(&crew, &self.slot, bytes.unwrap_or_default(), &mut self.scratch);
+            if !crew.next(long || relieved.load(Ordering::Relaxed)) {
+                return;
+            }
+        }
+    }
+}
+
+/// Answers one request. True: it was of the kind that waits.
+fn handle(crew: &Arc<Crew>, slot: &Slot, bytes: &[u8], scratch: &mut Scratch) -> bool {
+    let request = match decode(bytes) {
+        Ok(request) => request,
+        Err((header, malformed)) => {
+            tracing::error!("FUSE: {malformed}");
+            if let Some(header) = header {
+                Reply::new(&crew.channel, header.unique).error(Errno::EIO);
+            }
+            return false;
+        }
+    };
+    crew.notifications.counters().count(request.header.opcode);
+    let reply = Reply::new(&crew.channel, request.header.unique);
+    if let Op::Interrupt(interrupt) = request.op {
+        crew.desk.interrupt(interrupt.unique, reply);
+        return false;
+    }
+    let long = is_long(&request);
+    if long {
+        crew.relieve();
+    }
+    slot.begin(request.header.unique, request.header.pid);
+    // One bad request must not take the mount down; its reply, dropped, answers EIO.
+    if catch_unwind(AssertUnwindSafe(|| crew.front.serve(&request, scratch, reply))).is_err() {
+        tracing::error!(
+            opcode = request.header.opcode,
+            "a request ended in a panic and was answered with EIO; please report this"
+        );
+    }
+    slot.finish();
+    long
+}
+
+/// Is the request expected to wait for the device?
+fn is_long(request: &request::Request<'_>) -> bool {
+    matches!(
+        request.op,
+        Op::Read(_) | Op::Write(..) | Op::Fsync(_) | Op::Fsyncdir(_) | Op::Syncfs
+    ) || matches!(request.op, Op::Setattr(set) if set.valid & super::abi::Fattr::SIZE.bits() != 0)
+        || request.header.opcode == Opcode::FALLOCATE as u32
+}
