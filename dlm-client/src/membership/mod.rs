@@ -6,7 +6,9 @@
 //! together only when the rings are equal.
 
 pub mod corosync;
+mod frame;
 pub mod memory;
+pub mod server;
 
 use std::net::IpAddr;
 use std::time::Duration;
