@@ -40,7 +40,7 @@
 //!     taken back. Ranges split and merge as POSIX says, locks of a member that is gone are gone. All members see the
 //!     same order of operations.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(

@@ -613,3 +613,7 @@ fn number(text: &str) -> Option<u32> {
         None => text.parse().ok(),
     }
 }
+
+#[cfg(test)]
+#[path = "conf/tests.rs"]
+mod tests;

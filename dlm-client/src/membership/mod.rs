@@ -5,7 +5,10 @@
 //! it. Apart from that there is the quorum of the whole cluster. Both name the ring they belong to; what they say fits
 //! together only when the rings are equal.
 
+pub mod corosync;
+mod frame;
 pub mod memory;
+pub mod server;
 
 use std::net::IpAddr;
 use std::time::Duration;

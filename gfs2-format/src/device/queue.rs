@@ -12,7 +12,7 @@ use super::aligned::{ALIGNMENT, AlignedBuf};
 use super::{BlockDevice, FileDevice};
 use crate::error::{Error, Result};
 use compio_buf::{BufResult, IntoInner, IoBuf};
-use compio_driver::op::WriteAt;
+use compio_driver::op::{OpCodeFlag, WriteAt};
 use compio_driver::{DriverType, Key, Proactor, PushEntry};
 use memmap2::{Advice, MmapMut};
 use std::fmt;
@@ -290,6 +290,8 @@ impl<'a> RingQueue<'a> {
         let ring = Proactor::builder()
             .capacity(QUEUE)
             .driver_type(DriverType::IoUring)
+            // Without it a ring that cannot write would be found out by a panic.
+            .detect_opcode_support(OpCodeFlag::Write)
             .build()?;
         Ok(Self {
             device,
