@@ -359,7 +359,7 @@ impl Cluster {
             bytes,
         };
         self.at(at, happening);
-        if self.rng.one_in(300) {
+        if self.rng.one_in(40) {
             self.note(format!("{} reset {from:?} {to:?}", self.now));
             self.resets = self.resets.saturating_add(1);
             self.wires.cut(from, to);
