@@ -60,7 +60,6 @@ pub mod event;
 pub mod fence;
 pub mod flags;
 pub mod lvb;
-mod master;
 pub mod membership;
 pub mod midcomms;
 pub mod mode;

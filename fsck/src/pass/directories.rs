@@ -14,7 +14,7 @@ use gfs2_format::ondisk::{
     BlockState, DINODE_SIZE, Dinode, DinodeFlags, Dirent, FileType, MetaHeader, MetaType, name_hash, view,
 };
 use gfs2_format::{BlockAddr, Expected};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Directories looked at together.
 const DIRECTORIES: usize = 256;
@@ -41,6 +41,8 @@ pub(crate) struct Found {
     pub(crate) parents: BTreeMap<BlockAddr, BlockAddr>,
     /// Where ".." leads.
     pub(crate) dotdots: BTreeMap<BlockAddr, BlockAddr>,
+    /// Made anew by a repair of this round.
+    pub(crate) rebuilt: BTreeSet<BlockAddr>,
     pending: Vec<Pending>,
 }
 

@@ -16,7 +16,8 @@ use gfs2_format::log::LogTime;
 use gfs2_format::ondisk::{BlockState, MetaHeader, MetaType, OnDisk, Rgrp, Superblock, view, view_mut};
 use gfs2_format::volume::DeviceReader;
 use gfs2_format::{
-    Block, BlockAddr, BlockEdit, BlockRead, BlockUse, Error, Expected, Extent, Geometry, InodeNum, Jid,
+    Block, BlockAddr, BlockEdit, BlockRead, BlockUse, Error, Expected, Extent, FormalIno, Geometry, InodeNum,
+    Jid,
 };
 use std::collections::BTreeMap;
 use zerocopy::FromBytes;
@@ -232,6 +233,11 @@ impl<'e> Editor<'e> {
             formal,
             addr: extent.start,
         })
+    }
+
+    /// A formal number above `highest` that was not given out before.
+    pub(crate) fn ledger_formal(&mut self, highest: u64) -> FormalIno {
+        self.ledger.next_formal(highest)
     }
 
     /// Free blocks, at most `want` in a row.

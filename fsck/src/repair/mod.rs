@@ -11,14 +11,15 @@ mod bitmaps;
 mod connectivity;
 mod directories;
 mod duplicates;
-#[allow(dead_code, reason = "the vocabulary of the classes")]
 mod editor;
 mod find;
 mod inodes;
 mod journals;
-#[allow(dead_code, reason = "the vocabulary of the classes")]
 mod ledger;
+mod rebuild;
+mod records;
 mod rgrps;
+mod slots;
 mod superblock;
 mod sysfile;
 mod system;
@@ -142,7 +143,9 @@ pub(crate) const fn plan(kind: Kind) -> Option<(Phase, &'static str)> {
             Phase::Directories,
             "Move the misplaced directory entry to a valid leaf block?",
         ),
-        LeafDepth | LeafBlock | LeafNext | LeafFormat => (Phase::Directories, "Fix the leaf block?"),
+        // A chain that bites its tail makes its leaf one with two owners.
+        LeafNext => (Phase::Inodes, "Fix the leaf block?"),
+        LeafDepth | LeafBlock | LeafFormat => (Phase::Directories, "Fix the leaf block?"),
         LeafCount => (Phase::Directories, "Update leaf entry count?"),
         DuplicateName => (Phase::Directories, "Clear the directory entry?"),
 
@@ -216,14 +219,8 @@ pub(crate) fn carry_out(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
 /// What makes a finding the same one in the next round.
 fn key(problem: &Problem) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (
-        problem.kind,
-        problem.inode,
-        problem.block,
-        problem.field,
-        &problem.name,
-    )
-        .hash(&mut hasher);
+    (problem.kind, problem.inode, problem.block, problem.other).hash(&mut hasher);
+    (problem.field, &problem.name).hash(&mut hasher);
     hasher.finish()
 }
 
