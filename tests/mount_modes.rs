@@ -318,3 +318,121 @@ fn df_and_inode_numbers_are_those_of_the_volume() {
     mount.unmount();
     assert_eq!(reference_fsck(&image).rc, 0);
 }
+
+#[test]
+fn a_dead_daemon_leaves_errors_not_waits_and_the_volume_can_be_mounted_again() {
+    let dir = support::scratch("modes");
+    let image = volume(dir.path());
+    let mount = Mount::new(&image, "");
+    write_synced(&mount.join("kept"), b"promised");
+    let open = File::open(mount.join("kept")).unwrap();
+    let pid = mount.daemon().expect("a daemon");
+    Host::new("kill").args(["-KILL", &pid.to_string()]).check();
+    wait_for("the end of the daemon", || mount.daemon().is_none());
+    let refused = |result: std::io::Result<()>| {
+        let number = result.expect_err("an answer from a dead daemon").raw_os_error();
+        assert!(
+            matches!(number, Some(libc::ENOTCONN | libc::ECONNABORTED)),
+            "{number:?}"
+        );
+    };
+    refused(fs::metadata(mount.join("other")).map(drop));
+    refused(File::create(mount.join("new")).map(drop));
+    refused(open.sync_all());
+    drop(open);
+    let (code, text) = Mount::try_new(&image, "").unwrap_err();
+    assert!(code == 32 && text.contains("unmount it first"), "{code}: {text}");
+    mount.unmount();
+    let again = Mount::new(&image, "");
+    assert_eq!(fs::read(again.join("kept")).unwrap(), b"promised");
+    again.unmount();
+    assert_fsck_clean(&image);
+}
+
+#[test]
+fn unmounting_under_load_is_refused_as_busy_and_a_lazy_one_ends_when_the_load_does() {
+    let dir = support::scratch("modes");
+    let image = volume(dir.path());
+    let mount = Mount::new(&image, "");
+    let file = File::create(mount.join("busy")).unwrap();
+    let daemon = mount.daemon().expect("a daemon");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut at = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                file.write_all_at(&[at as u8; 4096], at % 256 * 4096).unwrap();
+                at += 1;
+            }
+        });
+        let umount = |flag: &[&str]| {
+            Command::new("umount")
+                .args(flag)
+                .arg(mount.path())
+                .output()
+                .unwrap()
+        };
+        let busy = umount(&[]);
+        assert!(!busy.status.success());
+        assert!(String::from_utf8_lossy(&busy.stderr).contains("busy"));
+        assert!(umount(&["-l"]).status.success());
+        assert!(!mount.join("busy").exists(), "the mount has left the tree");
+        file.write_all_at(b"after", 0).unwrap();
+        assert!(mount.daemon().is_some(), "what is open goes on");
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    file.sync_all().unwrap();
+    drop(file);
+    wait_for("the end of the daemon", || {
+        !Path::new(&format!("/proc/{daemon}/exe")).exists()
+    });
+    drop(mount);
+    assert_fsck_clean(&image);
+    let again = Mount::new(&image, "spectator");
+    assert_eq!(fs::metadata(again.join("busy")).unwrap().len() % 4096, 0);
+    again.unmount();
+}
+
+#[test]
+fn the_daemon_has_its_name_and_counts_requests() {
+    let dir = support::scratch("modes");
+    let image = volume(dir.path());
+    let mount = Mount::new(&image, "");
+    let pid = mount.daemon().expect("a daemon");
+    assert_eq!(
+        fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(),
+        "mount.fuse-gfs2\n"
+    );
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(line.starts_with(b"mount.fuse-gfs2\0"));
+    mount.unmount();
+    // In the foreground, where the log is ours to read.
+    let folder = support::scratch("modes");
+    let target = folder.path().join("mnt");
+    fs::create_dir(&target).unwrap();
+    let log = folder.path().join("log");
+    let mut daemon = Command::new(program("mount-fuse-gfs2"))
+        .arg("-F")
+        .args([&image, &target])
+        .stderr(File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let mounted = || {
+        fs::read_to_string("/proc/mounts")
+            .unwrap()
+            .contains(target.to_str().unwrap())
+    };
+    wait_for("the mount", mounted);
+    fs::create_dir(target.join("counted")).unwrap();
+    let signal = |name: &str| Host::new("kill").args([name, &daemon.id().to_string()]).check();
+    signal("-USR1");
+    let counted = || {
+        let text = fs::read_to_string(&log).unwrap();
+        text.lines()
+            .any(|line| line.contains("requests: ") && line.contains("mkdir=1"))
+    };
+    wait_for("the counts", counted);
+    signal("-TERM");
+    assert!(daemon.wait().unwrap().success());
+    assert_fsck_clean(&image);
+}

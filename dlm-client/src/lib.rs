@@ -40,7 +40,7 @@
 //!     taken back. Ranges split and merge as POSIX says, locks of a member that is gone are gone. All members see the
 //!     same order of operations.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(
@@ -57,9 +57,10 @@ pub mod controld;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod fence;
 pub mod flags;
 pub mod lvb;
-mod master;
+pub mod membership;
 pub mod midcomms;
 pub mod mode;
 pub mod plock;

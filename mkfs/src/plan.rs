@@ -3,7 +3,7 @@
 //! Invariants: pure; a plan is made once and rendered any number of times, in any order and from any thread, to the
 //! same bytes. Making it lays the system files out dry, so that a volume that would not fit is refused here.
 
-use crate::bitmap::RgrpBuffer;
+use crate::bitmap;
 use crate::error::Result;
 use crate::inode::Sink;
 use crate::journal::{HeaderSteps, Journal};
@@ -247,11 +247,11 @@ impl Plan {
         ))
     }
 
-    /// Renders a group's header and bitmap blocks.
-    pub(crate) fn render_rgrp<'b>(&self, buffer: &'b mut RgrpBuffer, rgrp: &RgrpSpan) -> &'b [u8] {
+    /// Renders a group's header and bitmap blocks; see [`bitmap::render`].
+    pub(crate) fn render_rgrp(&self, rgrp: &RgrpSpan, bytes: &mut [u8], unused: bool) -> bool {
         let last = rgrp.index + 1 == self.layout.rgrps();
         let skip = if last { 0 } else { rgrp.len };
-        buffer.render(&self.layout, &self.tree.usage, rgrp, skip)
+        bitmap::render(&self.layout, &self.tree.usage, rgrp, skip, bytes, unused)
     }
 
     /// The blocks behind a group's bitmaps that are zeroed because nobody else writes them.

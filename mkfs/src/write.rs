@@ -6,7 +6,6 @@
 
 mod output;
 
-use crate::bitmap::RgrpBuffer;
 use crate::error::Result;
 use crate::journal::HeaderSteps;
 use crate::plan::Plan;
@@ -16,6 +15,9 @@ use output::{Output, Outputs};
 
 /// Groups a thread renders at a time.
 const RGRPS_AT_ONCE: u64 = 64;
+/// What is known of a batch's memory: zeroes, or log headers one behind the other. Other numbers are the length of
+/// groups of which nothing is used.
+const LOG: u32 = 0;
 
 /// The parts of the work, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,64 +117,48 @@ fn write_journals(outputs: &mut Outputs<'_>, plan: &Plan, progress: &dyn Progres
     // However a journal lies, it touches at most this many chunks.
     let chunks = layout.journal_file().div_ceil(chunk) + 1;
     let threads = outputs.for_large();
-    outputs.for_each(
-        threads,
-        layout.journals() * chunks,
-        || (),
-        |output, (), item| {
-            let (jid, part) = (item / chunks, item % chunks);
-            let (Some(journal), Some(rgrp)) = (plan.journal(&steps, jid), layout.rgrp(jid)) else {
-                return Ok(());
-            };
-            let end = rgrp.data0 + journal.blocks();
-            let cut = |part: u64| (rgrp.data0 / chunk + part) * chunk;
-            let (from, to) = (cut(part).max(rgrp.data0), cut(part + 1).min(end));
-            if from < to {
-                let len = ((to - from) << shift) as usize;
-                let batch = output.empty()?;
-                // The parts of a log differ in little: what was in the memory before is mostly right.
-                let blank = batch.kept() >= len;
-                if let Some(bytes) = batch.push(from << shift, len) {
-                    let position = from - rgrp.data0;
-                    journal.render(position, bytes, blank);
-                    batch.keep(if journal.is_log(position) { len } else { 0 });
-                }
+    outputs.for_each(threads, layout.journals() * chunks, |output, item| {
+        let (jid, part) = (item / chunks, item % chunks);
+        let (Some(journal), Some(rgrp)) = (plan.journal(&steps, jid), layout.rgrp(jid)) else {
+            return Ok(());
+        };
+        let end = rgrp.data0 + journal.blocks();
+        let cut = |part: u64| (rgrp.data0 / chunk + part) * chunk;
+        let (from, to) = (cut(part).max(rgrp.data0), cut(part + 1).min(end));
+        if from < to {
+            let len = ((to - from) << shift) as usize;
+            let batch = output.empty()?;
+            // The parts of a log differ in little: what was in the memory before is mostly right.
+            let blank = batch.kept(LOG) >= len;
+            if let Some(bytes) = batch.push(from << shift, len) {
+                let position = from - rgrp.data0;
+                journal.render(position, bytes, blank);
+                batch.keep(LOG, if journal.is_log(position) { len } else { 0 });
             }
-            if part + 1 == chunks {
-                progress.advance(1);
-            }
-            Ok(())
-        },
-    )
+        }
+        if part + 1 == chunks {
+            progress.advance(1);
+        }
+        Ok(())
+    })
 }
 
 fn write_rgrps(outputs: &mut Outputs<'_>, blank: bool, plan: &Plan, progress: &dyn Progress) -> Result<()> {
     let total = plan.layout().rgrps();
     let threads = outputs.for_small();
-    outputs.for_each(
-        threads,
-        total.div_ceil(RGRPS_AT_ONCE),
-        || RgrpBuffer::new(plan.geometry()),
-        |output, buffer, item| {
-            let first = item * RGRPS_AT_ONCE;
-            let end = (first + RGRPS_AT_ONCE).min(total);
-            for index in first..end {
-                write_rgrp(output, blank, plan, index, buffer)?;
-            }
-            progress.advance(end - first);
-            Ok(())
-        },
-    )
+    outputs.for_each(threads, total.div_ceil(RGRPS_AT_ONCE), |output, item| {
+        let first = item * RGRPS_AT_ONCE;
+        let end = (first + RGRPS_AT_ONCE).min(total);
+        for index in first..end {
+            write_rgrp(output, blank, plan, index)?;
+        }
+        progress.advance(end - first);
+        Ok(())
+    })
 }
 
 /// Writes one group's header and bitmaps, and zeroes the few blocks around them unless the device is `blank`.
-fn write_rgrp(
-    output: &mut Output<'_>,
-    blank: bool,
-    plan: &Plan,
-    index: u64,
-    buffer: &mut RgrpBuffer,
-) -> Result<()> {
+fn write_rgrp(output: &mut Output<'_>, blank: bool, plan: &Plan, index: u64) -> Result<()> {
     let shift = plan.geometry().bsize_shift();
     let layout = plan.layout();
     let Some(rgrp) = layout.rgrp(index) else {
@@ -182,7 +168,17 @@ fn write_rgrp(
     if !blank && index > 0 {
         output.zero(layout.gap_start(index) << shift, rgrp.addr << shift)?;
     }
-    output.copy(rgrp.addr << shift, plan.render_rgrp(buffer, &rgrp))?;
+    let (offset, len) = (rgrp.addr << shift, (rgrp.bitmap_blocks as usize) << shift);
+    let batch = output.with_room(offset, len)?;
+    let what = len as u32;
+    let (start, known) = (batch.position(offset), batch.kept(what));
+    let in_place = start.is_multiple_of(len);
+    if let Some(bytes) = batch.push(offset, len) {
+        let unused = plan.render_rgrp(&rgrp, bytes, in_place && start + len <= known);
+        if unused && in_place && start <= known {
+            batch.keep(what, known.max(start + len));
+        }
+    }
     if !blank {
         let zeroed = plan.zeroed_head(&rgrp);
         output.zero(zeroed.start << shift, zeroed.end << shift)?;

@@ -113,7 +113,6 @@ bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(super) struct InitFlags: u64 {
         const ASYNC_READ = 1;
-        const ATOMIC_O_TRUNC = 1 << 3;
         const EXPORT_SUPPORT = 1 << 4;
         const BIG_WRITES = 1 << 5;
         const DONT_MASK = 1 << 6;
@@ -159,8 +158,6 @@ bitflags! {
     }
 }
 
-/// OPEN, CREATE: the set-id bits go (O_TRUNC by somebody without CAP_FSETID).
-pub(super) const OPEN_KILL_SUIDGID: u32 = 1;
 /// WRITE: from the page cache; the handle is any that was open for writing.
 pub(super) const WRITE_CACHE: u32 = 1;
 /// WRITE: the set-id bits go.

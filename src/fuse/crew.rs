@@ -3,15 +3,15 @@
 //! A thread reads a request and answers it itself; nothing is handed over. While it does so short work, nobody else
 //! reads: a second reader would have the kernel wake them in turns, from one processor to the other. Another thread is
 //! sent to read (relieves it) when the thread
-//! - begins what is expected to wait for the device (READ, WRITE, FSYNC, truncation),
-//! - says that it is about to sleep ([`crate::sleep`]),
+//! - begins what is expected to take long (FSYNC, truncation),
+//! - says that it is about to sleep ([`crate::sleep`]): before the device, before a lock,
 //! - or is found at the same request by the watch, which looks every [`TICK`] while there is work.
 //!
 //! Invariants: while fewer than [`THREADS_MAX`] threads wait, a request that arrives is read within a tick, whatever the
 //! others wait for (a request that waits for a cluster lock must not keep from us the write-back that gives the lock
 //! away); threads that are not needed end.
 
-use super::abi::Opcode;
+use super::abi::Fattr;
 use super::front::{Front, MAX_IO, Scratch};
 use super::interrupt::{Desk, Slot};
 use super::notify::Notifications;
@@ -311,16 +311,16 @@ impl Worker {
             crew.took();
             relieved.store(false, Ordering::Relaxed);
             let bytes = self.buffer.get(PAYLOAD - WRITE_HEAD..).and_then(|b| b.get(..len));
-            let long = handle(&crew, &self.slot, bytes.unwrap_or_default(), &mut self.scratch);
-            if !crew.next(long || relieved.load(Ordering::Relaxed)) {
+            handle(&crew, &self.slot, bytes.unwrap_or_default(), &mut self.scratch);
+            if !crew.next(relieved.load(Ordering::Relaxed)) {
                 return;
             }
         }
     }
 }
 
-/// Answers one request. True: it was of the kind that waits.
-fn handle(crew: &Arc<Crew>, slot: &Slot, bytes: &[u8], scratch: &mut Scratch) -> bool {
+/// Answers one request.
+fn handle(crew: &Arc<Crew>, slot: &Slot, bytes: &[u8], scratch: &mut Scratch) {
     let request = match decode(bytes) {
         Ok(request) => request,
         Err((header, malformed)) => {
@@ -328,18 +328,16 @@ fn handle(crew: &Arc<Crew>, slot: &Slot, bytes: &[u8], scratch: &mut Scratch) ->
             if let Some(header) = header {
                 Reply::new(&crew.channel, header.unique).error(Errno::EIO);
             }
-            return false;
+            return;
         }
     };
     crew.notifications.counters().count(request.header.opcode);
     let reply = Reply::new(&crew.channel, request.header.unique);
     if let Op::Interrupt(interrupt) = request.op {
-        crew.desk.interrupt(interrupt.unique, reply);
-        return false;
+        return crew.desk.interrupt(interrupt.unique, reply);
     }
-    let long = is_long(&request);
-    if long {
-        crew.relieve();
+    if is_long(&request) {
+        sleep::about_to_sleep();
     }
     slot.begin(request.header.unique, request.header.pid);
     // One bad request must not take the mount down; its reply, dropped, answers EIO.
@@ -350,14 +348,10 @@ fn handle(crew: &Arc<Crew>, slot: &Slot, bytes: &[u8], scratch: &mut Scratch) ->
         );
     }
     slot.finish();
-    long
 }
 
-/// Is the request expected to wait for the device?
+/// Is the request expected to take long?
 fn is_long(request: &request::Request<'_>) -> bool {
-    matches!(
-        request.op,
-        Op::Read(_) | Op::Write(..) | Op::Fsync(_) | Op::Fsyncdir(_) | Op::Syncfs
-    ) || matches!(request.op, Op::Setattr(set) if set.valid & super::abi::Fattr::SIZE.bits() != 0)
-        || request.header.opcode == Opcode::FALLOCATE as u32
+    matches!(request.op, Op::Fsync(_) | Op::Fsyncdir(_) | Op::Syncfs)
+        || matches!(request.op, Op::Setattr(set) if set.valid & Fattr::SIZE.bits() != 0)
 }

@@ -205,7 +205,7 @@ impl Front {
         let Asked { caller, node, reply } = asked;
         let fs = &self.fs;
         match *op {
-            Op::Open(args) => match self.open(&caller, node, args) {
+            Op::Open(args) => match fs.open(node, convert::open_flags(args.flags)) {
                 Ok(handle) => reply.fixed(&opened(handle, OPENED)),
                 Err(error) => reply.error(errno("open", &error)),
             },
@@ -222,19 +222,6 @@ impl Front {
             }
             _ => reply.error(Errno::ENOSYS),
         }
-    }
-
-    fn open(&self, caller: &Caller, node: BlockAddr, args: abi::OpenIn) -> FsResult<Handle> {
-        if args.flags & libc::O_TRUNC.cast_unsigned() != 0 {
-            let kill_suidgid = args.open_flags & abi::OPEN_KILL_SUIDGID != 0;
-            let set = SetAttr {
-                size: Some(0),
-                kill_suidgid,
-                ..SetAttr::default()
-            };
-            self.fs.setattr(caller, node, &set)?;
-        }
-        self.fs.open(node, convert::open_flags(args.flags))
     }
 
     fn create(&self, reply: Reply<'_>, caller: &Caller, node: BlockAddr, args: abi::CreateIn, name: &[u8]) {

@@ -188,8 +188,8 @@ fn agree(channel: &Channel, options: ServeOptions) -> io::Result<Agreed> {
 /// What we take of what the kernel offers.
 fn answer_init(init: &abi::InitIn, options: ServeOptions) -> (abi::InitOut, Agreed) {
     let offered = InitFlags::from_bits_retain(u64::from(init.flags) | u64::from(init.flags2) << 32);
+    // Not ATOMIC_O_TRUNC: open(O_TRUNC) would cut a program that is being run before the kernel finds it busy.
     let mut wanted = InitFlags::ASYNC_READ
-        | InitFlags::ATOMIC_O_TRUNC
         | InitFlags::EXPORT_SUPPORT
         | InitFlags::BIG_WRITES
         | InitFlags::DO_READDIRPLUS

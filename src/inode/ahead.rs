@@ -9,33 +9,43 @@ use crate::glock::{GlockGuard, GlockName, HolderFlags, State};
 use gfs2_format::BlockAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Dinodes read for the first look-up that follows another closely on the device.
-const WINDOW_MIN: u64 = 8;
-/// Dinodes read at once, at most.
-const WINDOW_MAX: u64 = 128;
-/// How far apart look-ups may be, in blocks, to count as following each other.
-const NEAR: u64 = 64;
+/// Blocks of the device that are looked at as one neighbourhood.
+const NEIGHBOURS: u64 = 256;
+/// Dinodes of a neighbourhood that are read one by one before the rest is read with the next.
+const ALONE: u64 = 2;
+/// Neighbourhoods that are remembered.
+const REMEMBERED: usize = 64;
 
-/// Where look-ups have been lately.
-#[derive(Debug, Default)]
+/// Where dinodes had to be read lately, one by one.
+#[derive(Debug)]
 pub(crate) struct ReadAhead {
-    /// Dinodes up to this one have been read, or the last look-up that had to read was of it.
-    reached: AtomicU64,
-    window: AtomicU64,
+    /// Each the number of a neighbourhood, times [`ALONE`] + 1, plus how many were read in it.
+    lately: [AtomicU64; REMEMBERED],
+}
+
+impl Default for ReadAhead {
+    fn default() -> Self {
+        Self {
+            lately: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
 }
 
 impl ReadAhead {
-    /// A look-up has to read the dinode at `addr`: how many behind it are worth reading too.
-    fn window(&self, addr: BlockAddr) -> u64 {
-        let reached = self.reached.swap(addr.get(), Ordering::Relaxed);
-        let follows = addr.get() > reached && addr.get() - reached <= NEAR;
-        let window = match self.window.load(Ordering::Relaxed) {
-            _ if !follows => 0,
-            0 => WINDOW_MIN,
-            window => (window * 2).min(WINDOW_MAX),
-        };
-        self.window.store(window, Ordering::Relaxed);
-        window
+    /// A look-up has to read the dinode at `addr`. Gives the first block of its neighbourhood when others there have
+    /// been read just before, so that more are probably wanted.
+    fn missed(&self, addr: BlockAddr) -> Option<BlockAddr> {
+        let number = addr.get() / NEIGHBOURS;
+        let slot = &self.lately[usize::try_from(number).unwrap_or(0) % REMEMBERED];
+        let base = number.saturating_mul(ALONE + 1);
+        let seen = slot.load(Ordering::Relaxed);
+        let count = seen
+            .checked_sub(base)
+            .filter(|count| *count <= ALONE)
+            .unwrap_or(0);
+        // Two that count at once lose one: then the read comes a look-up later.
+        slot.store(base + (count + 1).min(ALONE), Ordering::Relaxed);
+        (count >= ALONE).then(|| BlockAddr::new(number * NEIGHBOURS))
     }
 }
 
@@ -45,23 +55,18 @@ impl Engine {
         !self.cache.holds(GlockName::inode(addr.get()), addr)
     }
 
-    /// The inode at `addr` is about to be looked at: when that is one of a row of reads along the device, the next ones
-    /// are read with it. Only where no other node can have the locks of those.
+    /// The inode at `addr` is about to be looked at: when its neighbours have been lately, those that have not are read
+    /// with it. Only where no other node can have the locks of those.
     pub(crate) fn read_ahead_from(&self, addr: BlockAddr) {
         let alone = self.journal.as_ref().is_some_and(|journal| !journal.is_shared());
         if !alone || !self.is_cold(addr) {
             return;
         }
-        let window = self.ahead.window(addr);
-        if window == 0 {
+        let Some(first) = self.ahead.missed(addr) else {
             return;
-        }
+        };
         // What goes wrong here shows when somebody asks for it.
-        if let Ok(mut addresses) = self.rgrps.next_dinodes(addr, window) {
-            if let Some(last) = addresses.last() {
-                self.ahead.reached.store(last.get(), Ordering::Relaxed);
-            }
-            addresses.push(addr);
+        if let Ok(addresses) = self.rgrps.dinodes_in(first, addr, NEIGHBOURS) {
             self.read_ahead(addresses);
         }
     }
@@ -87,5 +92,24 @@ impl Engine {
 
     fn try_shared(&self, addr: BlockAddr, flags: HolderFlags) -> FsResult<Option<GlockGuard>> {
         self.inode_glock(addr)?.try_acquire(State::Sh, flags)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_third_miss_of_a_neighbourhood_reads_it() {
+        let ahead = ReadAhead::default();
+        let missed = |n: u64| ahead.missed(BlockAddr::new(n)).map(BlockAddr::get);
+        assert_eq!(missed(1000), None);
+        assert_eq!(missed(1000 + NEIGHBOURS), None);
+        assert_eq!(missed(1001), None);
+        assert_eq!(missed(990), Some(768));
+        // Another one takes its place.
+        assert_eq!(missed(1000 + NEIGHBOURS * REMEMBERED as u64), None);
+        assert_eq!(missed(1002), None);
+        assert_eq!(missed(u64::MAX), None);
     }
 }

@@ -329,7 +329,8 @@ fn put(
             } else {
                 let blocks = data[source..source + len].chunks_exact(bsize as usize);
                 let addresses = (addr.get()..).map(BlockAddr::new);
-                staged.extend(addresses.zip(blocks.map(Block::from)));
+                let cache = locked.engine.cache.data();
+                staged.extend(addresses.zip(blocks.map(|bytes| cache.block_of(bytes))));
             }
             from += len as u64;
         }

@@ -118,7 +118,7 @@ impl Journal {
     }
 
     /// [`Journal::fsync`] for a file: what `owner` has dirty of file data is durable too. Write-back errors are told
-    /// by [`crate::cache::DataCache::check_failure`].
+    /// by the data cache to each opener.
     ///
     /// # Errors
     /// As [`Journal::wait_durable`].

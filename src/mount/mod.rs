@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod cli;
+pub mod device;
 pub mod guard;
 pub mod logging;
 pub mod options;

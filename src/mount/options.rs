@@ -56,6 +56,8 @@ pub struct MountOptions {
     pub statfs_percent: u8,
     /// `barrier`: flush the device's cache around journal writes.
     pub barrier: bool,
+    /// `writeback_cache`: the kernel keeps writes and writes them back later.
+    pub writeback_cache: bool,
     /// Access times.
     pub atime: Atime,
     /// `nodiratime`.
@@ -92,6 +94,7 @@ impl Default for MountOptions {
             statfs_quantum_secs: 30,
             statfs_percent: 0,
             barrier: true,
+            writeback_cache: false,
             atime: Atime::Relative,
             nodiratime: false,
             sync: false,
@@ -198,6 +201,8 @@ const KNOWN: &[&str] = &[
     "noquota",
     "barrier",
     "nobarrier",
+    "writeback_cache",
+    "nowriteback_cache",
     "discard",
     "nodiscard",
     "rgrplvb",
@@ -321,6 +326,8 @@ impl MountOptions {
             ("errors", Some(_)) => return Err(Some("errors= takes withdraw or panic".into())),
             ("barrier", None) => self.barrier = true,
             ("nobarrier", None) => self.barrier = false,
+            ("writeback_cache", None) => self.writeback_cache = true,
+            ("nowriteback_cache", None) => self.writeback_cache = false,
             ("commit", Some(v)) => self.commit_secs = number(v, 1, u32::MAX)?,
             ("statfs_quantum", Some(v)) => self.statfs_quantum_secs = number(v, 0, u32::MAX)?,
             ("statfs_percent", Some(v)) => self.statfs_percent = number(v, 0, 100)? as u8,

@@ -4,6 +4,7 @@
 //! wrong with the input has been looked at, and the mount is live only when the journal is.
 
 use super::cli::{MountError, MountRequest};
+use super::device::MountDevice;
 use super::guard::{DeviceGuard, FS_TYPE};
 use super::options::{Atime, MountOptions};
 use super::remount::mount_flags;
@@ -32,13 +33,12 @@ pub fn run(request: &MountRequest, ready: impl FnOnce() -> Result<(), MountError
     };
     let guard = DeviceGuard::take(&request.device, !options.spectator, !options.spectator)
         .map_err(|error| MountError::fail(error.to_string()))?;
-    let device: Arc<dyn BlockDevice> = Arc::new(
-        OpenOptions::new()
-            .read_only(!guard.writable)
-            .direct(true)
-            .open(&request.device)
-            .map_err(|error| MountError::fail(format!("{shown}: {error}")))?,
-    );
+    let device = OpenOptions::new()
+        .read_only(!guard.writable)
+        .direct(true)
+        .open(&request.device)
+        .map_err(|error| MountError::fail(format!("{shown}: {error}")))?;
+    let device: Arc<dyn BlockDevice> = Arc::new(MountDevice(device));
     let volume = open_volume(device.as_ref(), options).map_err(named)?;
     let jid = choose_journal(options, &volume).map_err(named)?;
     if request.fake {
@@ -79,13 +79,14 @@ fn live(
             request.target.display()
         ))
     })?;
-    let _signals = super::signals::unmount_on_termination(&request.target)
+    let counters = Arc::clone(started.notifications.counters());
+    let _signals = super::signals::listen(&request.target, move || tracing::info!("requests: {counters}"))
         .map_err(|error| MountError::system(format!("signals: {error}")))?;
     let options = ServeOptions {
         acl: request.options.acl,
         ttl: TTL,
         cache_dirs: request.options.atime != Atime::Strict,
-        writeback_cache: false,
+        writeback_cache: request.options.writeback_cache && !request.options.read_only,
     };
     let mut told = Ok(());
     let served = serve(&started.fs, mounted, options, &started.notifications, || {

@@ -336,6 +336,12 @@ fn explain(error: &FsError) -> String {
 }
 
 impl Started {
+    /// The locks.
+    #[must_use]
+    pub fn glocks(&self) -> &Arc<GlockTable> {
+        &self.glocks
+    }
+
     /// Evicts, syncs, leaves the journal clean and the locks free.
     ///
     /// # Errors

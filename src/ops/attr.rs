@@ -90,8 +90,9 @@ fn setattr(engine: &Engine, inode: &InodeRef, set: &SetAttr) -> FsResult<Attr> {
     let chowns = set.uid.is_some() || set.gid.is_some();
     let sets_time = |time| matches!(time, Some(SetTime::At(_)));
     // An append-only inode may have its times set to the present, and nothing else.
-    let more =
-        set.perm.is_some() || chowns || set.size.is_some() || sets_time(set.atime) || sets_time(set.mtime);
+    // A ctime comes from a kernel that cached writes it has allowed: their times are no wish of anybody's.
+    let wished = set.ctime.is_none() && (sets_time(set.atime) || sets_time(set.mtime));
+    let more = set.perm.is_some() || chowns || set.size.is_some() || wished;
     check_mutable(locked.dinode(), more)?;
     if (chowns || set.size.is_some() && set.kill_suidgid) && inode.kind() == FileType::Regular {
         xattr::kill_capability(&mut locked, now)?;

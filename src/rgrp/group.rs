@@ -14,6 +14,7 @@ use gfs2_format::ondisk::{BlockState, RgFlags, Rgrp};
 use gfs2_format::{BlockAddr, BlockRead, Extent};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Free blocks of a group nobody has looked at.
@@ -241,12 +242,12 @@ impl Group {
         Ok(Some(slice.state(&bytes, block)?))
     }
 
-    /// Up to `limit` dinodes behind a data block, as far as the same part of the bitmap knows.
-    pub(super) fn next_dinodes<R: BlockRead + ?Sized>(
+    /// The dinodes in a range, as far as the part of the bitmap that `block` is in knows.
+    pub(super) fn dinodes_in<R: BlockRead + ?Sized>(
         &self,
         reader: &R,
+        range: Range<BlockAddr>,
         block: BlockAddr,
-        limit: usize,
     ) -> FsResult<Vec<BlockAddr>> {
         let Some(slice) = self.layout.locate(block) else {
             return Ok(Vec::new());
@@ -254,9 +255,9 @@ impl Group {
         let bytes = reader.read(slice.block)?;
         slice.check_block(&bytes)?;
         let mut found = Vec::new();
-        let mut from = BlockAddr::new(block.get().saturating_add(1));
-        while found.len() < limit
-            && let Some(next) = slice.find_state(&bytes, from, BlockState::Dinode)?
+        let mut from = range.start.max(slice.first);
+        while let Some(next) = slice.find_state(&bytes, from, BlockState::Dinode)?
+            && next < range.end
         {
             found.push(next);
             from = BlockAddr::new(next.get().saturating_add(1));

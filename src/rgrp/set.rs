@@ -299,16 +299,22 @@ impl Rgrps {
         entry.group.state(&Reader::new(&self.cache, &guard), block)
     }
 
-    /// Up to `limit` dinodes behind `block` in its group.
+    /// The dinodes among the `count` blocks from `first` on, as far as the part of the bitmap that `block` (one of
+    /// them) is in knows.
     ///
     /// # Errors
     /// As [`Rgrps::state`].
-    pub(crate) fn next_dinodes(&self, block: BlockAddr, limit: u64) -> FsResult<Vec<BlockAddr>> {
+    pub(crate) fn dinodes_in(
+        &self,
+        first: BlockAddr,
+        block: BlockAddr,
+        count: u64,
+    ) -> FsResult<Vec<BlockAddr>> {
         let entry = self.owner(block)?;
         let guard = entry.glock.acquire(State::Sh, HolderFlags::empty())?;
         let reader = Reader::new(&self.cache, &guard);
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        entry.group.next_dinodes(&reader, block, limit)
+        let end = BlockAddr::new(first.get().saturating_add(count));
+        entry.group.dinodes_in(&reader, first..end, block)
     }
 
     /// Every dinode without links, group by group.

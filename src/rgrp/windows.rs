@@ -135,10 +135,10 @@ mod tests {
         let mut last = [0; 4];
         let mut breaks = 0;
         for _ in 0..200 {
-            for file in 0..4 {
-                let (start, len) = bench.take(Some(file as u64), last[file], 1).unwrap();
-                breaks += u32::from(start != last[file]);
-                last[file] = start + len;
+            for (file, last) in (0..).zip(&mut last) {
+                let (start, len) = bench.take(Some(file), *last, 1).unwrap();
+                breaks += u32::from(start != *last);
+                *last = start + len;
             }
         }
         assert!(breaks <= 4 * 8, "{breaks} breaks in 800 blocks");

@@ -4,23 +4,31 @@
 //! locks of the process exclude each other by the DLM's rules, and a second join of the same name makes a second
 //! member, so that tests can have several nodes in one process. [`LocalHook`] plays the nodes that are not there.
 //!
-//! Invariants: one mutex orders all calls and all events; a lock id in `locks` is on exactly one resource; a resource
-//! without locks does not exist. Slots are given as a DLM gives them: the lowest free one, kept until the member
+//! The lock rules are those of [`crate::engine`], which here is the only member of a lockspace of its own; the members of
+//! this one share it, and `owners` says whose a lock is.
+//!
+//! Invariants: one mutex orders all calls and all events; `owners` has the locks of the engine, no more and no less;
+//! a resource without locks does not exist. Slots are given as a DLM gives them: the lowest free one, kept until the member
 //! leaves; the generation grows by one with every change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::engine::{Config, Engine, Member as EngineMember, Output, Start};
 use crate::event::{EventSender, queue};
-use crate::master::{Ask, Effect, Resource};
 use crate::plock::table::{Locked, NodeLock, PlockTable, Waiter};
 use crate::resource::RESNAME_MAX;
+use crate::wire::LockspaceId;
 use crate::{
     Caps, Cast, ClusterInfo, CrashSafety, Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LockError, LockId,
     Lockspace, Lvb, Mode, NodeId, Plock, PlockDone, PlockOp, PlockStatus, ResName, Slot, SlotSource, Status,
 };
+
+/// An event and the member it is for.
+type Effect = (u32, Event);
 
 /// The lock service of one process.
 #[derive(Debug, Default)]
@@ -83,11 +91,17 @@ impl LocalHook {
             return 0;
         };
         let mut state = space.state.lock();
-        let mut effects = Vec::new();
-        let told = state
-            .resources
-            .get_mut(resource)
-            .map_or(0, |resource| resource.inject_bast(mode, &mut effects));
+        let info = state.engine.resource_info(resource);
+        let effects: Vec<Effect> = info
+            .iter()
+            .flat_map(|info| &info.locks)
+            .filter(|lock| lock.granted.is_some_and(|granted| !granted.compatible(mode)))
+            .filter_map(|lock| {
+                let (id, token) = (lock.id, lock.token);
+                Some((*state.owners.get(&id)?, Event::Bast { id, token, mode }))
+            })
+            .collect();
+        let told = effects.len();
         state.deliver(effects);
         told
     }
@@ -109,7 +123,7 @@ impl LocalHook {
     pub fn locks(&self) -> usize {
         self.space
             .upgrade()
-            .map_or(0, |space| space.state.lock().locks.len())
+            .map_or(0, |space| space.state.lock().owners.len())
     }
 }
 
@@ -124,15 +138,41 @@ struct Member {
     slot: u16,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     members: BTreeMap<u32, Member>,
-    resources: HashMap<ResName, Resource>,
-    locks: HashMap<LockId, (ResName, u32)>,
+    engine: Engine,
+    owners: HashMap<LockId, u32>,
     plocks: PlockTable,
-    last_lock: u32,
     last_member: u32,
     generation: u32,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        let node = NodeId(1);
+        let mut config = Config::new(node, LockspaceId(0), 1);
+        // There is no directory elsewhere to be asked again.
+        config.toss = Duration::ZERO;
+        let mut engine = Engine::new(config);
+        engine.start(&Start {
+            members: vec![EngineMember {
+                node,
+                weight: 1,
+                renewed: false,
+            }],
+            failed: Vec::new(),
+        });
+        while engine.output().is_some() {}
+        Self {
+            members: BTreeMap::new(),
+            engine,
+            owners: HashMap::new(),
+            plocks: PlockTable::default(),
+            last_member: 0,
+            generation: 0,
+        }
+    }
 }
 
 impl State {
@@ -158,12 +198,7 @@ impl State {
             };
             self.send_all(&Event::RecoverSlot { failed });
         }
-        let mut effects = Vec::new();
-        self.locks.retain(|_, (_, owner)| *owner != member);
-        self.resources.retain(|_, resource| {
-            resource.purge(member, &mut effects);
-            !resource.is_empty()
-        });
+        let mut effects = self.purge(member);
         effects.extend(self.plocks.purge(NodeId(member)).iter().map(plock_granted));
         self.recover_done();
         self.deliver(effects);
@@ -267,15 +302,46 @@ impl State {
         }
     }
 
-    fn new_lock_id(&mut self) -> Result<LockId, LockError> {
-        for _ in 0..=self.locks.len() {
-            self.last_lock = self.last_lock.wrapping_add(1).max(1);
-            let id = LockId(self.last_lock);
-            if !self.locks.contains_key(&id) {
-                return Ok(id);
-            }
+    /// Drops all locks of a member that is gone. A lost writer leaves the value block invalid.
+    fn purge(&mut self, member: u32) -> Vec<Effect> {
+        let mut locks: Vec<LockId> = self
+            .owners
+            .iter()
+            .filter(|(_, owner)| **owner == member)
+            .map(|(&id, _)| id)
+            .collect();
+        locks.sort_unstable();
+        for id in locks {
+            let writer = self
+                .engine
+                .lock_info(id)
+                .is_some_and(|lock| lock.flags.contains(Lkf::VALBLK));
+            let spoil = if writer { Lkf::IVVALBLK } else { Lkf::empty() };
+            let dropped = self.engine.unlock(id, Lkf::FORCEUNLOCK | spoil, None);
+            debug_assert_eq!(dropped, Ok(()));
         }
-        Err(LockError::OutOfIds)
+        self.effects()
+    }
+
+    /// What the last call brought about, and for whom; forgets the locks it ended.
+    fn effects(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::with_capacity(2);
+        while let Some(output) = self.engine.output() {
+            let Output::Event(event) = output else { continue };
+            let id = match &event {
+                Event::Cast(cast) => cast.id,
+                Event::Bast { id, .. } => *id,
+                _ => continue,
+            };
+            let Some(&owner) = self.owners.get(&id) else {
+                continue;
+            };
+            if matches!(event, Event::Cast(_)) && !self.engine.has_lock(id) {
+                self.owners.remove(&id);
+            }
+            effects.push((owner, event));
+        }
+        effects
     }
 
     fn check_member(&self, member: u32) -> Result<(), LockError> {
@@ -290,40 +356,27 @@ impl State {
         &mut self,
         member: u32,
         name: &ResName,
-        ask: Ask,
+        mode: Mode,
+        flags: Lkf,
         token: u64,
     ) -> Result<(LockId, Vec<Effect>), LockError> {
         self.check_member(member)?;
-        let id = self.new_lock_id()?;
-        let mut effects = Vec::with_capacity(1);
-        let resource = self.resources.entry(*name).or_default();
-        let asked = resource.request(id, member, token, ask, &mut effects);
-        if resource.contains(id) {
-            self.locks.insert(id, (*name, member));
-        } else if resource.is_empty() {
-            self.resources.remove(name);
-        }
-        asked.map(|()| (id, effects))
+        let id = self.engine.request(name, mode, flags, token)?;
+        self.owners.insert(id, member);
+        Ok((id, self.effects()))
     }
 
-    /// Runs `operation` on the resource of a lock of `member`, then forgets the lock if it is gone.
+    /// Does something with a lock of `member`.
     fn on_lock<F>(&mut self, member: u32, id: LockId, operation: F) -> Result<Vec<Effect>, LockError>
     where
-        F: FnOnce(&mut Resource, &mut Vec<Effect>) -> Result<(), LockError>,
+        F: FnOnce(&mut Engine) -> Result<(), LockError>,
     {
         self.check_member(member)?;
-        let (name, owner) = *self.locks.get(&id).ok_or(LockError::NoSuchLock(id))?;
-        let resource = self.resources.get_mut(&name).filter(|_| owner == member);
-        let resource = resource.ok_or(LockError::NoSuchLock(id))?;
-        let mut effects = Vec::with_capacity(2);
-        operation(resource, &mut effects)?;
-        if !resource.contains(id) {
-            self.locks.remove(&id);
-            if resource.is_empty() {
-                self.resources.remove(&name);
-            }
+        if self.owners.get(&id) != Some(&member) {
+            return Err(LockError::NoSuchLock(id));
         }
-        Ok(effects)
+        operation(&mut self.engine)?;
+        Ok(self.effects())
     }
 }
 
@@ -357,16 +410,7 @@ fn take_cast(effects: &mut Vec<Effect>, id: LockId) -> Option<Cast> {
 impl Lockspace for LocalLockspace {
     fn request(&self, name: &ResName, mode: Mode, flags: Lkf, token: u64) -> Result<LockId, LockError> {
         let mut state = self.space.state.lock();
-        let (id, effects) = state.request(
-            self.member,
-            name,
-            Ask {
-                mode,
-                flags,
-                lvb: None,
-            },
-            token,
-        )?;
+        let (id, effects) = state.request(self.member, name, mode, flags, token)?;
         state.deliver(effects);
         Ok(id)
     }
@@ -379,29 +423,15 @@ impl Lockspace for LocalLockspace {
         token: u64,
     ) -> Result<(LockId, Option<Cast>), LockError> {
         let mut state = self.space.state.lock();
-        let (id, mut effects) = state.request(
-            self.member,
-            name,
-            Ask {
-                mode,
-                flags,
-                lvb: None,
-            },
-            token,
-        )?;
+        let (id, mut effects) = state.request(self.member, name, mode, flags, token)?;
         let cast = take_cast(&mut effects, id);
         state.deliver(effects);
         Ok((id, cast))
     }
 
     fn convert(&self, id: LockId, mode: Mode, flags: Lkf, lvb: Option<&Lvb>) -> Result<(), LockError> {
-        let ask = Ask {
-            mode,
-            flags,
-            lvb: lvb.copied(),
-        };
         let mut state = self.space.state.lock();
-        let effects = state.on_lock(self.member, id, |resource, out| resource.convert(id, ask, out))?;
+        let effects = state.on_lock(self.member, id, |engine| engine.convert(id, mode, flags, lvb))?;
         state.deliver(effects);
         Ok(())
     }
@@ -413,13 +443,8 @@ impl Lockspace for LocalLockspace {
         flags: Lkf,
         lvb: Option<&Lvb>,
     ) -> Result<Option<Cast>, LockError> {
-        let ask = Ask {
-            mode,
-            flags,
-            lvb: lvb.copied(),
-        };
         let mut state = self.space.state.lock();
-        let mut effects = state.on_lock(self.member, id, |resource, out| resource.convert(id, ask, out))?;
+        let mut effects = state.on_lock(self.member, id, |engine| engine.convert(id, mode, flags, lvb))?;
         let cast = take_cast(&mut effects, id);
         state.deliver(effects);
         Ok(cast)
@@ -427,9 +452,7 @@ impl Lockspace for LocalLockspace {
 
     fn unlock(&self, id: LockId, flags: Lkf, lvb: Option<&Lvb>) -> Result<(), LockError> {
         let mut state = self.space.state.lock();
-        let effects = state.on_lock(self.member, id, |resource, out| {
-            resource.unlock(id, flags, lvb, out)
-        })?;
+        let effects = state.on_lock(self.member, id, |engine| engine.unlock(id, flags, lvb))?;
         debug_assert!(effects.iter().any(|(_, event)| matches!(
             event,
             Event::Cast(cast) if cast.id == id && cast.status == Status::Unlocked
@@ -440,7 +463,7 @@ impl Lockspace for LocalLockspace {
 
     fn cancel(&self, id: LockId) -> Result<(), LockError> {
         let mut state = self.space.state.lock();
-        let effects = state.on_lock(self.member, id, |resource, out| resource.cancel(id, out))?;
+        let effects = state.on_lock(self.member, id, |engine| engine.cancel(id))?;
         state.deliver(effects);
         Ok(())
     }

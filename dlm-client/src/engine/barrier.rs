@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Engine;
 use super::directory::Lookup;
 use super::interface::{Level, Output, Start, TimerId};
+use super::members::Gone;
 use crate::lvb::LVB_LEN;
 use crate::wire::{
     NAMES_ROOM, NamesReply, Payload, Rcom, RcomBody, RcomConfig, RcomType, Status, StatusReply,
@@ -234,6 +235,7 @@ impl Engine {
     pub(super) fn masters_found(&mut self) {
         let done = |recovery: &&Recovery| recovery.step == Step::Masters && recovery.pending == 0;
         if self.recovery.as_ref().filter(done).is_some() {
+            self.gone.masters.clear();
             self.enter(Step::Locks);
             self.recover_locks();
             self.locks_told();
@@ -250,7 +252,7 @@ impl Engine {
 
     fn finish(&mut self) {
         self.recovery = None;
-        self.gone.clear();
+        self.gone = Gone::default();
         self.running = true;
         self.arm_scan();
         self.process_requestqueue();

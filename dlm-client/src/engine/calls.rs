@@ -207,7 +207,7 @@ impl Engine {
     }
 
     /// A lock of ours that has not ended.
-    fn own(&self, id: LockId) -> Result<Index, LockError> {
+    pub(super) fn own(&self, id: LockId) -> Result<Index, LockError> {
         let index = self.store.lock_by_id(id.0).ok_or(LockError::NoSuchLock(id))?;
         let bits = self.store.locks.at(index).bits;
         if bits.intersects(Bits::MASTER_COPY | Bits::ENDED) {
@@ -216,7 +216,7 @@ impl Engine {
         Ok(index)
     }
 
-    fn hold(&mut self, index: Index, call: Held) {
+    pub(super) fn hold(&mut self, index: Index, call: Held) {
         let lock = self.store.locks.at_mut(index);
         lock.held = lock.held.saturating_add(1);
         self.held.push_back(call);

@@ -13,6 +13,8 @@ use crate::{NodeId, ResName};
 
 /// Requests for a name we do not know, in a row, that show the directory to be wrong.
 const WRONG_ENOUGH: u32 = 3;
+/// Names for which they are counted at a time.
+const WRONG_NAMES: usize = 256;
 
 /// Why a resource is looked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -149,7 +151,7 @@ impl Engine {
             .rsbs
             .at(index)
             .master
-            .is_some_and(|master| self.gone.contains(&master));
+            .is_some_and(|master| self.gone.masters.contains(&master));
         let rsb = self.store.rsbs.at_mut(index);
         rsb.dir = us;
         if why == Lookup::RecoverDirectory {
@@ -268,9 +270,12 @@ impl Engine {
             });
             return;
         }
-        // In use: our request and the REMOVE crossed, and the request makes its receiver the master again.
         if rsb.bits.contains(RsbBits::INACTIVE) {
             self.store.free_rsb(index);
+        } else {
+            // In use: our request and the REMOVE cross, and the request makes its receiver the master again. Should the
+            // request not be sent after all, this is no record.
+            self.store.rsbs.at_mut(index).bits |= RsbBits::UNNAMED;
         }
     }
 
@@ -280,15 +285,15 @@ impl Engine {
         let hash = hash::name_hash(name);
         let dir = self.directory_of(hash);
         let known = self.store.rsb_by_name(name, hash).is_some();
-        let count = match self.wrongly_asked {
-            (last, count) if last == hash => count.wrapping_add(1),
-            _ => 1,
-        };
-        self.wrongly_asked = (hash, count);
-        if known || self.config.nodir || dir == self.config.node || count < WRONG_ENOUGH {
+        if self.wrongly_asked.len() >= WRONG_NAMES {
+            self.wrongly_asked.clear();
+        }
+        let count = self.wrongly_asked.entry(hash).or_default();
+        *count = count.saturating_add(1);
+        if known || self.config.nodir || dir == self.config.node || *count < WRONG_ENOUGH {
             return;
         }
-        self.wrongly_asked = (0, 0);
+        self.wrongly_asked.remove(&hash);
         self.send_remove(dir, hash, *name);
     }
 

@@ -1,8 +1,8 @@
 //! What there is to see of an engine: for lists, dumps and oracles.
 
 use super::Engine;
-use super::store::{Bits, Place, RsbBits};
-use crate::wire::QueueStatus;
+use super::store::{Bits, Place, Rsb, RsbBits};
+use crate::wire::{QueueStatus, hash};
 use crate::{Lkf, LockId, Lvb, Mode, NodeId, ResName, Slot};
 
 /// What a lock is to us.
@@ -30,6 +30,8 @@ pub type Queue = Option<QueueStatus>;
 pub struct LockInfo {
     /// Its id here.
     pub id: LockId,
+    /// The token of its request; 0 for another node's.
+    pub token: u64,
     /// Its id at the other end; 0 when there is none.
     pub remid: u32,
     /// What it is to us.
@@ -121,6 +123,7 @@ impl Engine {
         };
         LockInfo {
             id: LockId(lock.id),
+            token: lock.token,
             remid: lock.remid,
             role,
             queue: lock.status,
@@ -142,25 +145,48 @@ impl Engine {
             .collect()
     }
 
+    /// Is there such a lock of ours, that has not ended?
+    #[must_use]
+    pub fn has_lock(&self, id: LockId) -> bool {
+        self.own(id).is_ok()
+    }
+
+    /// A lock of ours that has not ended.
+    #[must_use]
+    pub fn lock_info(&self, id: LockId) -> Option<LockInfo> {
+        self.own(id).ok().map(|index| self.info(index))
+    }
+
+    /// A resource and its locks.
+    #[must_use]
+    pub fn resource_info(&self, name: &ResName) -> Option<ResourceInfo> {
+        let index = self.store.rsb_by_name(name, hash::name_hash(name))?;
+        Some(self.describe(self.store.rsbs.at(index)))
+    }
+
     /// All resources with their locks, in a stable order.
     #[must_use]
     pub fn resources_info(&self) -> Vec<ResourceInfo> {
         self.store
             .rsbs
             .iter()
-            .map(|(_, rsb)| ResourceInfo {
-                name: rsb.name,
-                master: rsb.master,
-                directory: rsb.dir,
-                inactive: rsb.bits.contains(RsbBits::INACTIVE),
-                lvb: rsb.lvb.as_deref().copied(),
-                lvb_invalid: rsb.bits.contains(RsbBits::VALNOTVALID),
-                locks: [rsb.granted, rsb.convert, rsb.waiting, rsb.lookup]
-                    .into_iter()
-                    .flat_map(|list| self.store.indices(list))
-                    .map(|index| self.info(index))
-                    .collect(),
-            })
+            .map(|(_, rsb)| self.describe(rsb))
             .collect()
+    }
+
+    fn describe(&self, rsb: &Rsb) -> ResourceInfo {
+        ResourceInfo {
+            name: rsb.name,
+            master: rsb.master,
+            directory: rsb.dir,
+            inactive: rsb.bits.contains(RsbBits::INACTIVE),
+            lvb: rsb.lvb.as_deref().copied(),
+            lvb_invalid: rsb.bits.contains(RsbBits::VALNOTVALID),
+            locks: [rsb.granted, rsb.convert, rsb.waiting, rsb.lookup]
+                .into_iter()
+                .flat_map(|list| self.store.indices(list))
+                .map(|index| self.info(index))
+                .collect(),
+        }
     }
 }

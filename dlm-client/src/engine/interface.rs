@@ -20,7 +20,8 @@ pub struct Config {
     pub first_seq: u64,
     /// Unanswered recovery questions are asked again after this (`recover_timer`, 5 s).
     pub recover_timer: Duration,
-    /// Unused resources are forgotten after this (`toss_secs`, 10 s), checked twice in that time.
+    /// Unused resources are forgotten after this (`toss_secs`, 10 s), checked twice in that time. Zero: at once, where
+    /// we are their directory too.
     pub toss: Duration,
 }
 

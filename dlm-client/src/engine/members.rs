@@ -3,6 +3,8 @@
 //! Slots are given by the member with the lowest node id, in the first barrier of a recovery: whoever has one keeps it,
 //! the others get the lowest free ones. A slot once known never changes while its member stays.
 
+use std::collections::BTreeSet;
+
 use super::Engine;
 use super::interface::{Level, Output, Start};
 use crate::wire::{RcomSlot, SLOTS_MAX, hash};
@@ -17,6 +19,38 @@ pub(super) struct MemberState {
     pub(super) generation: u32,
     /// The slot all know it has; 0 none yet.
     settled: u16,
+}
+
+/// Members that are gone, for each step of recovery that has not dealt with it yet.
+///
+/// A recovery may be stopped when others have finished theirs already. What such a one says and holds since then, if it
+/// came back between two starts, is not that of its life before: what was dealt with once is not dealt with again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gone {
+    /// Their answers do not come.
+    pub(super) awaited: BTreeSet<NodeId>,
+    /// Their locks go.
+    pub(super) holders: BTreeSet<NodeId>,
+    /// What they mastered needs another master.
+    pub(super) masters: BTreeSet<NodeId>,
+    /// What they said before is void.
+    pub(super) senders: BTreeSet<NodeId>,
+    /// No recovery was finished since somebody went.
+    unfinished: bool,
+}
+
+impl Gone {
+    fn insert(&mut self, node: NodeId) {
+        for step in [
+            &mut self.awaited,
+            &mut self.holders,
+            &mut self.masters,
+            &mut self.senders,
+        ] {
+            step.insert(node);
+        }
+        self.unfinished = true;
+    }
 }
 
 /// A slot number no node can have.
@@ -60,7 +94,7 @@ impl Engine {
             })
             .collect();
         self.table = hash::directory_nodes(&weighted);
-        !self.gone.is_empty()
+        self.gone.unfinished
     }
 
     fn remove_member(&mut self, node: NodeId, start: &Start) {

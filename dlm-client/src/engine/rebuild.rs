@@ -72,7 +72,7 @@ impl Engine {
             for index in self.queued(r) {
                 let lock = self.store.locks.at(index);
                 let Place::Node(holder) = lock.place else { continue };
-                if !lock.is_master_copy() || !self.gone.contains(&holder) {
+                if !lock.is_master_copy() || !self.gone.holders.contains(&holder) {
                     continue;
                 }
                 let wrote = lock.exflags.contains(Lkf::VALBLK) && lock.grmode >= Some(Mode::Pw);
@@ -87,8 +87,9 @@ impl Engine {
                 count = count.saturating_add(1);
             }
         }
+        let nodes = self.gone.holders.len();
+        self.gone.holders.clear();
         if count > 0 {
-            let nodes = self.gone.len();
             self.log(Level::Info, || {
                 format!("recover_purge {count} locks for {nodes} nodes")
             });
@@ -105,7 +106,9 @@ impl Engine {
             }
             let us = self.config.node;
             let rsb = self.store.rsbs.at(r);
-            let removed = rsb.master.is_some_and(|master| self.gone.contains(&master));
+            let removed = rsb
+                .master
+                .is_some_and(|master| self.gone.masters.contains(&master));
             let remaster = removed || rsb.bits.contains(RsbBits::NEW_MASTER);
             // A master that is not known yet is found when the request is made again.
             if rsb.refs == 0 || self.is_master(r) || rsb.master.is_none() || !remaster {
@@ -284,8 +287,13 @@ impl Engine {
         });
         if let Some(index) = known {
             let lock = self.store.locks.at_mut(index);
-            lock.rebuilt = seq;
-            return Ok((lock.id, WireResult::EXIST));
+            if !self.config.nodir || lock.rebuilt == seq {
+                lock.rebuilt = seq;
+                return Ok((lock.id, WireResult::EXIST));
+            }
+            // Without a directory all is built anew: what we said of the old copy since is void.
+            self.store.dequeue(index);
+            self.end(index);
         }
         let mut lock = master_copy(from, told.lkid, told.ownpid);
         lock.exflags = told.exflags;
@@ -331,6 +339,10 @@ impl Engine {
         }
         if !rsb.waiting.is_empty() || !rsb.convert.is_empty() {
             rsb.bits |= RsbBits::RECOVER_GRANT;
+        }
+        if self.config.nodir {
+            // Made just now, maybe: its value block comes from the locks all the same.
+            rsb.bits |= RsbBits::NEW_MASTER2;
         }
         if let Some(recovery) = &mut self.recovery {
             recovery.locks_in = recovery.locks_in.saturating_add(1);
@@ -486,7 +498,7 @@ impl Engine {
 
     /// Drops messages that recovery has made void: from members that are gone, and all about the directory.
     pub(super) fn purge_requestqueue(&mut self) {
-        let gone = &self.gone;
+        let gone = std::mem::take(&mut self.gone.senders);
         let nodir = self.config.nodir;
         self.requestqueue.retain(|(from, message)| {
             let directory = matches!(

@@ -414,8 +414,8 @@ impl Engine {
         let lock = self.store.locks.at_mut(index);
         if let Some(message) = message {
             take_reply_flags(lock, message);
-            if lock.status == Some(QueueStatus::Convert) && lock.grmode.is_none() {
-                // Lost in recovery; the master has found out.
+            if lock.status == Some(QueueStatus::Convert) && message.grmode.is_some() {
+                // Lost in recovery, or given up for CONVDEADLK: the master knows.
                 lock.grmode = message.grmode;
             }
         }

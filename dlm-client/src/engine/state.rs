@@ -1,12 +1,12 @@
 //! The engine's state, its outputs, and the life of its locks.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::barrier::Recovery;
 use super::calls::Held;
 use super::interface::{Config, Level, Output, Start, TimerId};
-use super::members::MemberState;
+use super::members::{Gone, MemberState};
 use super::store::{Bits, Index, Lkb, NONE, RsbBits, Store};
 use crate::wire::{Message, Payload, RcomSlot, Status as RecoverStatus, WireResult};
 use crate::{Cast, Event, LockError, LockId, Mode, NodeId, SbFlags, Status};
@@ -35,7 +35,7 @@ pub struct Engine {
     pub(super) rcom_id: u64,
     pub(super) status: RecoverStatus,
     pub(super) members: BTreeMap<NodeId, MemberState>,
-    pub(super) gone: BTreeSet<NodeId>,
+    pub(super) gone: Gone,
     pub(super) low: NodeId,
     pub(super) table: Vec<NodeId>,
     pub(super) our_slot: u16,
@@ -47,8 +47,8 @@ pub struct Engine {
     next_timer: u64,
     pub(super) scan_timer: Option<TimerId>,
     pub(super) epoch: u32,
-    /// The last name we were wrongly asked for, and how often.
-    pub(super) wrongly_asked: (u32, u32),
+    /// How often we were wrongly asked for a name, by its hash.
+    pub(super) wrongly_asked: BTreeMap<u32, u32>,
 }
 
 impl Engine {
@@ -69,7 +69,7 @@ impl Engine {
             rcom_id: config.first_seq.rotate_left(32),
             status: RecoverStatus::empty(),
             members: BTreeMap::new(),
-            gone: BTreeSet::new(),
+            gone: Gone::default(),
             low: config.node,
             table: Vec::new(),
             our_slot: 0,
@@ -81,7 +81,7 @@ impl Engine {
             next_timer: 1,
             scan_timer: None,
             epoch: 0,
-            wrongly_asked: (0, 0),
+            wrongly_asked: BTreeMap::new(),
             config,
         }
     }
@@ -325,7 +325,8 @@ impl Engine {
         }
         rsb.bits |= RsbBits::INACTIVE;
         rsb.lvb = None;
-        if rsb.bits.contains(RsbBits::UNNAMED) {
+        let alone = self.config.toss.is_zero() && (nodir || (rsb.master == Some(us) && rsb.dir == us));
+        if rsb.bits.contains(RsbBits::UNNAMED) || alone {
             self.store.free_rsb(index);
             return;
         }

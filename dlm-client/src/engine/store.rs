@@ -390,7 +390,7 @@ bitflags! {
         const RECOVER_LOOKUP = 0x100;
         /// On the scan list.
         const SCANNED = 0x200;
-        /// Its master did not name it when we rebuilt our part of the directory: no record for others.
+        /// Its master has not named it since we rebuilt our part of the directory, or said REMOVE: no record for others.
         const UNNAMED = 0x400;
     }
 }

@@ -4,6 +4,7 @@
 //! overlaps it.
 
 use super::Engine;
+use super::calls::Held;
 use super::interface::Level;
 use super::store::{Bits, Index, Place, RsbBits};
 use crate::wire::{MsgType, WireResult};
@@ -90,6 +91,7 @@ impl Engine {
             // The answer to an operation, and to what overlaps it.
             while self.recover_waiter(index) {}
         }
+        self.gone.awaited.clear();
     }
 
     /// True: one awaited answer was made up, there may be another.
@@ -102,7 +104,7 @@ impl Engine {
             lock.bits |= Bits::RESEND;
             return false;
         }
-        if !self.config.nodir && !self.gone.contains(&lock.wait_node) {
+        if !self.config.nodir && !self.gone.awaited.contains(&lock.wait_node) {
             return false;
         }
         // Where nothing is left of the lock, the operation that was overlapped has ended it.
@@ -150,6 +152,15 @@ impl Engine {
         // Nobody knows whether the old master granted it: the new one finds out from the other locks.
         if self.remove_from_waiters(index, MsgType::ConvertReply, Some(WireResult::INPROGRESS)) {
             self.convert_replied(index, WireResult::INPROGRESS, None);
+        }
+        let lock = self.store.locks.at_mut(index);
+        if lock.bits.contains(Bits::OVERLAP_CANCEL) && !lock.bits.contains(Bits::OVERLAP_UNLOCK) {
+            // Taken back when it is known again what is held.
+            lock.settle_cancel();
+            lock.stale_cancels = 0;
+            lock.exflags.remove(Lkf::CANCEL);
+            let id = lock.id;
+            self.hold(index, Held::Cancel { id });
         }
         let lock = self.store.locks.at_mut(index);
         lock.grmode = None;

@@ -3,6 +3,7 @@
 //! The table ([`table`]) is a pure function of the order of operations. Members that apply the same operations in the
 //! same order have the same table, so what is replicated is the operations.
 
+pub(crate) mod replica;
 pub mod table;
 
 use crate::{LockError, NodeId};

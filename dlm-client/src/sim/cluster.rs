@@ -520,7 +520,10 @@ impl Cluster {
                     let until = self.now.saturating_add(self.rng.below(2_000_000));
                     self.note(format!("{} freeze {} until {until}", self.now, node.0));
                     if let Some(known) = self.nodes.get_mut(&node) {
-                        known.frozen_until = until;
+                        // A second freeze would mix up what waits for the first to end.
+                        if known.frozen_until <= self.now {
+                            known.frozen_until = until;
+                        }
                     }
                 }
             }

@@ -11,7 +11,7 @@
 use super::{ReadRequest, WriteRequest, first_error};
 use crate::error::{Error, Result};
 use compio_buf::{BufResult, IntoInner, IoBuf, Slice};
-use compio_driver::op::{ReadAt, WriteAt};
+use compio_driver::op::{OpCodeFlag, ReadAt, WriteAt};
 use compio_driver::{DriverType, Key, OpCode, Proactor, PushEntry};
 use std::cell::RefCell;
 use std::fs::File;
@@ -224,6 +224,8 @@ impl Ring {
         let proactor = Proactor::builder()
             .capacity(QUEUE)
             .driver_type(DriverType::IoUring)
+            // Without it a ring that cannot do these would be found out by a panic.
+            .detect_opcode_support(OpCodeFlag::Read | OpCodeFlag::Write)
             .build()?;
         Ok(Self {
             proactor,

@@ -12,7 +12,7 @@ use super::aligned::{ALIGNMENT, AlignedBuf};
 use super::{BlockDevice, FileDevice};
 use crate::error::{Error, Result};
 use compio_buf::{BufResult, IntoInner, IoBuf};
-use compio_driver::op::WriteAt;
+use compio_driver::op::{OpCodeFlag, WriteAt};
 use compio_driver::{DriverType, Key, Proactor, PushEntry};
 use memmap2::{Advice, MmapMut};
 use std::fmt;
@@ -86,7 +86,8 @@ impl Piece {
 pub struct Batch {
     memory: Memory,
     pieces: Vec<Piece>,
-    kept: usize,
+    /// What is known of the beginning of the memory, and how far.
+    kept: (u32, usize),
 }
 
 impl Batch {
@@ -96,7 +97,7 @@ impl Batch {
         Self {
             memory: Memory::new(),
             pieces: Vec::new(),
-            kept: BATCH,
+            kept: (0, BATCH),
         }
     }
 
@@ -127,7 +128,7 @@ impl Batch {
         }
         let (start, continues) = self.place(offset);
         let end = start.checked_add(len)?;
-        self.kept = self.kept.min(start);
+        self.kept.1 = self.kept.1.min(start);
         match self.pieces.last_mut() {
             Some(last) if continues => last.range.end = end,
             _ => self.pieces.push(Piece {
@@ -144,16 +145,23 @@ impl Batch {
         self.pieces.is_empty()
     }
 
-    /// How much of the beginning of the memory is as it was when [`Batch::keep`] was called last (new memory: all of it,
-    /// and zero). Adding a piece makes it less.
+    /// How much of the beginning of the memory holds what [`Batch::keep`] was told last, if that was `what`. Of new
+    /// memory all is known as 0: zeroes. To add a piece makes it less.
     #[must_use]
-    pub fn kept(&self) -> usize {
-        self.kept
+    pub fn kept(&self, what: u32) -> usize {
+        if self.kept.0 == what { self.kept.1 } else { 0 }
     }
 
-    /// Says that the first `len` bytes of the memory are of use to whoever fills it the next time.
-    pub fn keep(&mut self, len: usize) {
-        self.kept = len;
+    /// Says what the first `len` bytes of the memory hold, for whoever fills them the next time: they may need to change
+    /// little. `what` is of the filler's own choice.
+    pub fn keep(&mut self, what: u32, len: usize) {
+        self.kept = (what, len);
+    }
+
+    /// Where in the memory a piece for `offset` would begin.
+    #[must_use]
+    pub fn position(&self, offset: u64) -> usize {
+        self.place(offset).0
     }
 
     /// The pieces: where each goes, and its bytes.
@@ -282,6 +290,8 @@ impl<'a> RingQueue<'a> {
         let ring = Proactor::builder()
             .capacity(QUEUE)
             .driver_type(DriverType::IoUring)
+            // Without it a ring that cannot write would be found out by a panic.
+            .detect_opcode_support(OpCodeFlag::Write)
             .build()?;
         Ok(Self {
             device,

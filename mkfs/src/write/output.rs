@@ -44,15 +44,20 @@ impl<'d> Output<'d> {
         Ok(self.batch.get_or_insert_default())
     }
 
+    /// A batch with room for `len` bytes at `offset`. `len` is at most a batch.
+    pub(super) fn with_room(&mut self, offset: u64, len: usize) -> Result<&mut Batch> {
+        let full = |batch: &Batch| !batch.has_room(offset, len);
+        if self.batch.as_ref().is_none_or(full) {
+            self.empty()
+        } else {
+            Ok(self.batch.get_or_insert_default())
+        }
+    }
+
     /// Memory for `len` bytes at `offset`, of any content. `len` is at most a batch.
     fn place(&mut self, offset: u64, len: usize) -> Result<&mut [u8]> {
-        let full = |batch: &Batch| !batch.has_room(offset, len);
-        let batch = if self.batch.as_ref().is_none_or(full) {
-            self.empty()?
-        } else {
-            self.batch.get_or_insert_default()
-        };
-        Ok(batch.push(offset, len).expect("there is room in an empty batch"))
+        let batch = self.with_room(offset, len)?;
+        Ok(batch.push(offset, len).expect("there is room"))
     }
 
     /// Writes `bytes` at `offset`.
@@ -120,25 +125,22 @@ impl<'d> Outputs<'d> {
         Output::new(Box::new(PlainQueue::new(self.device)))
     }
 
-    /// Runs `work(output, state, item)` for every item, in order where the device has a queue, else on so many threads,
-    /// each with an output and a state of its own; stops at the first error.
-    pub(super) fn for_each<S>(
+    /// Runs `work(output, item)` for every item, in order where the device has a queue, else on so many threads, each
+    /// with an output of its own; stops at the first error.
+    pub(super) fn for_each(
         &mut self,
         threads: usize,
         items: u64,
-        state: impl Fn() -> S + Sync,
-        work: impl Fn(&mut Output<'_>, &mut S, u64) -> Result<()> + Sync,
+        work: impl Fn(&mut Output<'_>, u64) -> Result<()> + Sync,
     ) -> Result<()> {
         if let Some(output) = &mut self.queue {
-            let mut state = state();
-            return (0..items).try_for_each(|item| work(output, &mut state, item));
+            return (0..items).try_for_each(|item| work(output, item));
         }
         let next = AtomicU64::new(0);
         let failure: OnceLock<Error> = OnceLock::new();
         let (device, next, failure) = (self.device, &next, &failure);
         let run = || {
             let mut output = Output::new(Box::new(PlainQueue::new(device)));
-            let mut state = state();
             let mut outcome = Ok(());
             while outcome.is_ok() && failure.get().is_none() {
                 let item = next.fetch_add(1, Ordering::Relaxed);
@@ -146,7 +148,7 @@ impl<'d> Outputs<'d> {
                     outcome = output.finish();
                     break;
                 }
-                outcome = work(&mut output, &mut state, item);
+                outcome = work(&mut output, item);
             }
             if let Err(error) = outcome {
                 // Only the first failure is told: others follow from it as often as not.

@@ -9,6 +9,7 @@
 //! positions, files, sizes.
 
 mod flusher;
+mod spare;
 mod write_back;
 
 use super::buffers::lock;
@@ -26,6 +27,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 pub use flusher::DataFlusher;
+use spare::Spare;
 pub(crate) use write_back::Batch;
 
 /// Bytes of dirty data, at most (but for what operations under way add), unless set otherwise.
@@ -101,6 +103,7 @@ pub struct DataCache {
     limit_blocks: AtomicUsize,
     written: AtomicU64,
     writes: AtomicU64,
+    spare: Spare,
 }
 
 impl fmt::Debug for DataCache {
@@ -125,6 +128,7 @@ impl DataCache {
             limit_blocks: AtomicUsize::new(0),
             written: AtomicU64::new(0),
             writes: AtomicU64::new(0),
+            spare: Spare::default(),
         };
         cache.set_limit(DIRTY_BYTES);
         cache
@@ -152,6 +156,11 @@ impl DataCache {
 
     fn background(&self) -> usize {
         self.limit() / 4
+    }
+
+    /// A block with these contents, to be put here.
+    pub(crate) fn block_of(&self, bytes: &[u8]) -> Block {
+        self.spare.filled(bytes)
     }
 
     /// Nothing newer than the device, of anybody?

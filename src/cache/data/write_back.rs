@@ -334,5 +334,6 @@ impl Batch<'_> {
             .written
             .fetch_add(self.items.len() as u64, Ordering::Relaxed);
         cache.writes.fetch_add(writes, Ordering::Relaxed);
+        cache.spare.keep(self.items.into_iter().map(|item| item.block));
     }
 }

@@ -99,7 +99,22 @@ pub(super) fn mount(device: &Arc<dyn BlockDevice>) -> Rig {
     mount_with(device, &LocalDlm::new(), 0, FsOptions::default())
 }
 
+/// On a node that shares the device with nobody.
+pub(super) fn mount_alone(device: &Arc<dyn BlockDevice>) -> Rig {
+    mount_as(device, &LocalDlm::new(), 0, FsOptions::default(), false)
+}
+
 pub(super) fn mount_with(device: &Arc<dyn BlockDevice>, dlm: &LocalDlm, jid: u32, options: FsOptions) -> Rig {
+    mount_as(device, dlm, jid, options, true)
+}
+
+fn mount_as(
+    device: &Arc<dyn BlockDevice>,
+    dlm: &LocalDlm,
+    jid: u32,
+    options: FsOptions,
+    shared: bool,
+) -> Rig {
     let volume = Volume::open(device.as_ref()).unwrap();
     let health = Arc::new(Health::new(format!("test.{jid}")));
     let cache = Arc::new(BufferCache::new(
@@ -135,7 +150,7 @@ pub(super) fn mount_with(device: &Arc<dyn BlockDevice>, dlm: &LocalDlm, jid: u32
             statfs_glock,
             quota_change: own.quota_change.unwrap(),
             commit_interval: Duration::from_secs(30),
-            shared: true,
+            shared,
             barriers: true,
         },
     );

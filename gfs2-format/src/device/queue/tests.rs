@@ -114,17 +114,20 @@ fn a_batch_has_an_end() {
 #[test]
 fn memory_is_known_as_far_as_it_was_left_alone() {
     let mut batch = Batch::new();
-    assert_eq!(batch.kept(), BATCH);
+    assert_eq!((batch.kept(0), batch.kept(1)), (BATCH, 0));
     assert!(batch.push(0, 8192).unwrap().iter().all(|byte| *byte == 0));
-    assert_eq!(batch.kept(), 0);
-    batch.keep(8192);
+    assert_eq!(batch.kept(0), 0);
+    batch.keep(5, 8192);
+    assert_eq!((batch.kept(0), batch.kept(5)), (0, 8192));
+    assert_eq!((batch.position(8192), batch.position(1 << 20)), (8192, 8192));
     batch.push(1 << 20, 10).unwrap();
-    assert_eq!(batch.kept(), 8192);
+    assert_eq!(batch.position((1 << 20) + 10), 8192 + 10);
+    assert_eq!(batch.position(0), 12288);
     batch.push(0, 10).unwrap();
-    assert_eq!(batch.kept(), 8192);
-    batch.keep(BATCH);
+    assert_eq!(batch.kept(5), 8192);
+    batch.keep(0, BATCH);
     batch.push(1 << 21, 10).unwrap();
-    assert_eq!(batch.kept(), 4 * 4096);
+    assert_eq!(batch.kept(0), 4 * 4096);
 }
 
 #[test]

@@ -1,0 +1,223 @@
+//! Are we still part of the cluster that the others see?
+//!
+//! A node that was paused (a frozen virtual machine, a stopped process) is taken for dead, fenced and recovered. When
+//! it goes on it never sees that it lost the quorum: it sees its peers go and come back at once, with the same
+//! processes. That, and only that, tells it. So:
+//!
+//! - Nodes that went with their node are *apart* until the quorum service said that we are quorate without them. One
+//!   that is back while apart has taken us for dead: [`Fatal::Evicted`].
+//! - If we stood still for longer than it takes to be given up and nodes go shortly after, it was us who went:
+//!   [`Fatal::Paused`]. (With two nodes both are quorate alone, so the first rule may not be enough.)
+//! - What we send to ourselves through the cluster comes back within a bounded time, counted from its sending; if not,
+//!   we must not write ([`Action::Suspend`]) until it does.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::action::{Action, Fatal, Now, Out};
+use super::cluster::Cluster;
+use super::codec::{Body, Header, Message};
+use crate::NodeId;
+use crate::membership::{ClusterConfig, Group, Reason};
+
+/// Kind of a heartbeat message, far from those of stock daemons.
+const BEAT: u16 = 0x4242;
+/// Heartbeats under way that are remembered.
+const UNDER_WAY_MAX: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct Safety {
+    us: NodeId,
+    life: u32,
+    qdevice: bool,
+    token: Duration,
+    /// Went with their nodes; not known yet who of us was given up.
+    apart: BTreeSet<NodeId>,
+    /// While nodes were apart the quorum service said that we are not quorate.
+    inquorate: bool,
+    last_turn: Option<Duration>,
+    /// When we noticed that we had stood still, and for how long.
+    paused: Option<(Duration, Duration)>,
+    beating: bool,
+    counter: u32,
+    last_beat: Duration,
+    under_way: VecDeque<(u32, Duration)>,
+    /// When the last of our beats that came back was sent.
+    heard: Duration,
+    suspended: bool,
+}
+
+impl Safety {
+    pub(super) fn new(config: &ClusterConfig, life: u32) -> Self {
+        Self {
+            us: config.us,
+            life,
+            qdevice: config.qdevice,
+            token: config.token.max(Duration::from_millis(100)),
+            apart: BTreeSet::new(),
+            inquorate: false,
+            last_turn: None,
+            paused: None,
+            beating: false,
+            counter: 0,
+            last_beat: Duration::ZERO,
+            under_way: VecDeque::new(),
+            heard: Duration::ZERO,
+            suspended: false,
+        }
+    }
+
+    /// How long a change of the ring may keep messages: token and consensus time, and as much again for load.
+    fn lease(&self) -> Duration {
+        self.token.saturating_mul(4)
+    }
+
+    /// Called with every step, before anything else is done with it.
+    pub(super) fn on_turn(&mut self, now: Now, stateful: bool, out: &mut Out) {
+        let gap = self
+            .last_turn
+            .map_or(Duration::ZERO, |last| now.mono.saturating_sub(last));
+        self.last_turn = Some(now.mono);
+        // A node is given up after 2.2 token times of silence.
+        if gap.saturating_mul(2) > self.token.saturating_mul(3) {
+            self.paused = Some((now.mono, gap));
+        }
+        if !self.beating {
+            return;
+        }
+        let since_beat = now.mono.saturating_sub(self.last_beat);
+        if since_beat.saturating_mul(4) >= self.token {
+            self.beat(now, out);
+        }
+        let silence = now.mono.saturating_sub(self.heard);
+        if stateful && !self.suspended && silence > self.lease() {
+            self.suspended = true;
+            out.error(format!(
+                "nothing of our own has come back through the cluster for {} ms: suspended",
+                silence.as_millis()
+            ));
+            out.push(Action::Suspend);
+        }
+    }
+
+    fn beat(&mut self, now: Now, out: &mut Out) {
+        self.last_beat = now.mono;
+        self.counter = self.counter.wrapping_add(1);
+        if self.under_way.len() >= UNDER_WAY_MAX {
+            self.under_way.pop_front();
+        }
+        self.under_way.push_back((self.counter, now.mono));
+        let header = Header {
+            from: self.us.0,
+            data: self.counter,
+            stamp: u64::from(self.life) << 32,
+            ..Header::default()
+        };
+        let body = Body::Other { kind: BEAT };
+        out.push(Action::Send {
+            group: Group::Beat,
+            bytes: Message { header, body }.encode(),
+        });
+    }
+
+    /// The heartbeat's group: we are in it from the first change that names us.
+    pub(super) fn on_beat_confchg(&mut self, now: Now, members: &[NodeId]) {
+        if !self.beating && members.contains(&self.us) {
+            self.beating = true;
+            self.heard = now.mono;
+        }
+    }
+
+    pub(super) fn on_beat(&mut self, now: Now, from: NodeId, message: &Message, out: &mut Out) {
+        let ours = from == self.us && message.header.stamp == u64::from(self.life) << 32;
+        if !ours || message.body != (Body::Other { kind: BEAT }) {
+            return;
+        }
+        while let Some((counter, sent)) = self.under_way.pop_front() {
+            if counter == message.header.data {
+                self.heard = self.heard.max(sent);
+                break;
+            }
+        }
+        let fresh = now.mono.saturating_sub(self.heard) <= self.lease();
+        if self.suspended && fresh && self.apart.is_empty() {
+            self.suspended = false;
+            out.push(Action::Resume);
+        }
+    }
+
+    /// Members of the daemons' group changed.
+    pub(super) fn on_confchg(
+        &mut self,
+        now: Now,
+        cluster: &Cluster,
+        stateful: bool,
+        members: &[NodeId],
+        joined: &[(NodeId, Reason)],
+        left: &[(NodeId, Reason)],
+    ) -> Option<Fatal> {
+        let went = left
+            .iter()
+            .filter(|(node, reason)| *reason == Reason::NodeDown && *node != self.us);
+        let went: Vec<NodeId> = went.map(|(node, _)| *node).collect();
+        if let Some((at, pause)) = self.paused
+            && stateful
+            && !went.is_empty()
+            && now.mono.saturating_sub(at) <= self.lease()
+        {
+            return Some(Fatal::Paused { pause });
+        }
+        for node in went {
+            let confirmed = cluster.quorate && !cluster.members.contains(&node);
+            if !confirmed {
+                self.apart.insert(node);
+                self.inquorate = self.inquorate || !cluster.quorate;
+            }
+        }
+        let mut back = Vec::new();
+        for (node, reason) in joined {
+            if *reason == Reason::NodeUp {
+                back.push(*node);
+            } else {
+                // Started anew: it knows nothing of us.
+                self.apart.remove(node);
+            }
+        }
+        let stayed = members.iter().copied().filter(|node| !back.contains(node));
+        self.verdict(stateful, &stayed.collect::<Vec<_>>(), &back)
+    }
+
+    pub(super) fn on_quorum(&mut self, quorate: bool, members: &[NodeId]) {
+        if !self.apart.is_empty() && !quorate {
+            self.inquorate = true;
+        }
+        if quorate {
+            self.apart.retain(|node| members.contains(node));
+        }
+        if self.apart.is_empty() {
+            self.inquorate = false;
+        }
+    }
+
+    /// Nodes are here again: were some of them apart?
+    fn verdict(&self, stateful: bool, stayed: &[NodeId], here: &[NodeId]) -> Option<Fatal> {
+        let back: Vec<NodeId> = here
+            .iter()
+            .copied()
+            .filter(|node| self.apart.contains(node))
+            .collect();
+        if back.is_empty() {
+            return None;
+        }
+        if !stateful {
+            return None;
+        }
+        // An even split in which nobody was quorate: nobody was recovered, and the side with the lowest node goes on.
+        let ours = stayed.iter().filter(|node| !self.apart.contains(node));
+        let lowest_is_ours = ours.clone().min() < self.apart.iter().min();
+        if self.inquorate && !self.qdevice && ours.count() >= self.apart.len() && lowest_is_ours {
+            return None;
+        }
+        Some(Fatal::Evicted { peers: back })
+    }
+}

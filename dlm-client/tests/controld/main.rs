@@ -1,0 +1,150 @@
+//! N lock daemons in a simulated cluster, from a seed: joins, leaves, deaths, pauses, partitions, slow fencing.
+//!
+//! Oracles, checked with every start of a lock engine: whoever is not among the members and was once started is dead,
+//! fenced, or left cleanly; all members are stopped or started with the same members; a node that was fenced never
+//! starts. At the end, when all is whole again: every lockspace runs everywhere with the same members, the POSIX locks
+//! are listed alike by all, and every operation on them has ended or is listed as waiting.
+
+mod world;
+
+use dlm_client::NodeId;
+use world::{Fault, Setup, World};
+
+fn run(setup: Setup, seed: u64, steps: u32) -> World {
+    let mut world = World::new(setup, seed);
+    for _ in 0..steps {
+        world.disturb();
+        world.run(60);
+    }
+    world.heal();
+    world
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let count = std::env::var("DLM_SEEDS").map_or(60, |text| text.parse().expect("DLM_SEEDS is a number"));
+    0..count
+}
+
+#[test]
+fn two_daemons_form_a_lockspace_and_agree() {
+    let mut world = World::new(Setup::nodes(2), 1);
+    world.boot(NodeId(1));
+    world.boot(NodeId(2));
+    world.heal();
+    world.expect_running("fs", &[NodeId(1), NodeId(2)]);
+    world.leave(NodeId(1), "fs");
+    world.run_for(120);
+    world.expect_running("fs", &[NodeId(2)]);
+    assert_eq!(world.fenced(), 0, "a clean leave must not be fenced");
+}
+
+#[test]
+fn a_dead_node_is_fenced_before_the_others_go_on_and_can_come_back() {
+    let mut world = World::new(Setup::nodes(3), 2);
+    world.boot_all();
+    world.heal();
+    let before = world.fenced();
+    world.fault(Fault::ProcessDeath, NodeId(3));
+    world.run_for(120);
+    world.expect_running("fs", &[NodeId(1), NodeId(2)]);
+    assert_eq!(world.fenced(), before + 1);
+    world.heal();
+    world.expect_running("fs", &[NodeId(1), NodeId(2), NodeId(3)]);
+}
+
+#[test]
+fn a_paused_node_learns_that_it_was_given_up_and_starts_nothing() {
+    for seed in 0..30 {
+        let mut setup = Setup::nodes(3);
+        setup.storage_fencing = true;
+        let mut world = World::new(setup, seed);
+        world.boot_all();
+        world.heal();
+        world.fault(Fault::Pause, NodeId(2));
+        world.run_for(120);
+        world.expect_running("fs", &[NodeId(1), NodeId(3)]);
+        world.fault(Fault::Resume, NodeId(2));
+        world.run_for(120);
+        assert!(world.is_fatal(NodeId(2)), "seed {seed}: the thawed node is alive");
+        world.expect_running("fs", &[NodeId(1), NodeId(3)]);
+    }
+}
+
+#[test]
+fn a_minority_stops_and_the_majority_goes_on() {
+    for seed in 0..30 {
+        let mut world = World::new(Setup::nodes(5), seed);
+        world.boot_all();
+        world.heal();
+        world.split(&[NodeId(1), NodeId(2)]);
+        world.run_for(120);
+        world.expect_running("fs", &[NodeId(3), NodeId(4), NodeId(5)]);
+        world.heal();
+    }
+}
+
+#[test]
+fn an_even_split_that_heals_keeps_the_side_of_the_lowest_node() {
+    for seed in 0..30 {
+        let mut world = World::new(Setup::nodes(4), seed);
+        world.boot_all();
+        world.heal();
+        world.split(&[NodeId(2), NodeId(3)]);
+        world.run_for(120);
+        world.expect_running("fs", &[]);
+        world.merge();
+        world.run_for(120);
+        let fatal: Vec<bool> = (1..=4).map(|id| world.is_fatal(NodeId(id))).collect();
+        assert_eq!(fatal, [false, true, true, false], "seed {seed}");
+        world.heal();
+    }
+}
+
+#[test]
+fn random_histories_of_three_nodes_hold_the_oracles() {
+    for seed in seeds() {
+        run(Setup::nodes(3), seed, 25);
+    }
+}
+
+#[test]
+fn random_histories_of_five_nodes_hold_the_oracles() {
+    for seed in seeds() {
+        run(Setup::nodes(5), seed, 20);
+    }
+}
+
+#[test]
+fn random_histories_of_two_nodes_hold_the_oracles() {
+    for seed in seeds() {
+        run(Setup::nodes(2), seed, 25);
+    }
+}
+
+#[test]
+fn random_histories_with_storage_fencing_hold_the_oracles() {
+    for seed in seeds() {
+        let mut setup = Setup::nodes(4);
+        setup.storage_fencing = true;
+        run(setup, seed, 20);
+    }
+}
+
+#[test]
+fn random_histories_without_startup_fencing_hold_the_oracles() {
+    for seed in seeds() {
+        let mut setup = Setup::nodes(3);
+        setup.startup_fencing = false;
+        run(setup, seed, 25);
+    }
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    let trace = |seed| run(Setup::nodes(4), seed, 15).trace();
+    for seed in 0..5 {
+        let first = trace(seed);
+        assert!(first.len() > 300, "{} lines", first.len());
+        assert!(first == trace(seed), "seed {seed}");
+    }
+}
