@@ -157,7 +157,9 @@ impl Engine {
         };
         for index in self.queued(r) {
             let lock = self.store.locks.at_mut(index);
-            if !lock.is_master_copy() {
+            // What this very master has already, it must not be told again: it may have ended it meanwhile.
+            let known = lock.place == place && lock.remid != 0 && !self.config.nodir;
+            if !lock.is_master_copy() && !known {
                 lock.place = place;
                 lock.remid = 0;
                 lock.stale_cancels = 0;
@@ -209,7 +211,8 @@ impl Engine {
             }
             let mut sent = 0u32;
             for index in self.queued(r) {
-                if !self.store.locks.at(index).is_master_copy() {
+                let lock = self.store.locks.at(index);
+                if !lock.is_master_copy() && lock.remid == 0 {
                     self.send_lock(r, index);
                     sent = sent.saturating_add(1);
                 }

@@ -51,7 +51,6 @@ impl Wires {
     }
 
     /// Bytes arrive: the messages in them, and what is answered.
-    #[expect(clippy::type_complexity, reason = "used once")]
     pub(super) fn receive(
         &mut self,
         from: Life,
