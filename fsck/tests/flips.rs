@@ -1,7 +1,8 @@
 //! Goal: whatever the bytes, a repair ends, and says the truth about what it leaves. Method: seeded bit flips and
 //! overwritten blocks all over the metadata; after a repair that claims success our check finds nothing.
 //!
-//! `ROUNDS` and `SEED` in the environment make it longer and other.
+//! `ROUNDS` and `SEED` in the environment make it longer and other. Every fourth volume goes through the reference, too
+//! (gfs2-utils, which `tests/lab/setup.sh` installs).
 
 #![allow(
     clippy::unwrap_used,
@@ -127,6 +128,7 @@ fn a_repair_ends_and_says_the_truth() {
     let image = fixture("clean1k");
     let blocks = metadata(&Map::new(&image));
     let (seed, rounds) = (number("SEED", 1), number("ROUNDS", 40));
+    let reference_every = number("REFERENCE_EVERY", 4);
     let (mut clean, mut left) = (0, 0);
     for round in 0..rounds {
         let mut random = Random((seed << 32 | round).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
@@ -146,6 +148,15 @@ fn a_repair_ends_and_says_the_truth() {
         let looked = check(&device, &Policy::read_only(), &mut after).unwrap();
         if outcome.uncorrected() == 0 && !outcome.stopped {
             clean += 1;
+            if round % reference_every == 0 {
+                let said = support::reference(&device);
+                assert!(
+                    said.is_ok(),
+                    "{shown}: {}\nrepaired: {:?}",
+                    said.unwrap_err(),
+                    found.problems
+                );
+            }
             assert_eq!(
                 looked.errors, 0,
                 "{shown}: {:?}\nrepaired: {:?}",

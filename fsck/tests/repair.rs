@@ -15,19 +15,16 @@
 mod support;
 
 use gfs2_format::damage;
-use gfs2_format::device::{BlockDevice, FaultDevice, MemDevice};
+use gfs2_format::device::{BlockDevice, FaultDevice};
 use gfs2_format::log::LogTime;
 use gfs2_format::volume::read_superblock;
 use gfs2_fsck::{Collect, Outcome, Policy, check};
 use std::fmt::Write;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::Command;
 use std::sync::{LazyLock, Mutex, mpsc};
 use support::cases::{CASES, Case, IMAGE};
 use support::contents::{Contents, contents};
 use support::heavy::HEAVY;
-use support::{Map, fixture};
+use support::{Map, fixture, reference};
 
 /// Paths that a case's damage touches, or whose repair must: what else changes is a mistake.
 const TOUCHED: &[(&str, &[&str])] = &[
@@ -94,39 +91,6 @@ fn told(found: &Collect) -> String {
         let _ = writeln!(text, "    {kind:?}: {fate:?}");
     }
     text
-}
-
-/// Writes what is not zero; the file is as large as the device.
-fn save(device: &MemDevice, path: &Path) {
-    let file = std::fs::File::create(path).unwrap();
-    file.set_len(device.size()).unwrap();
-    let mut buf = vec![0; 1 << 18];
-    for at in (0..device.size()).step_by(buf.len()) {
-        let len = buf.len().min((device.size() - at) as usize);
-        device.read_at(at, &mut buf[..len]).unwrap();
-        if buf[..len].iter().any(|b| *b != 0) {
-            file.write_all_at(&buf[..len], at).unwrap();
-        }
-    }
-}
-
-fn reference(device: &MemDevice) -> Result<(), String> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("image");
-    save(device, &path);
-    let output = Command::new("fsck.gfs2")
-        .arg("-n")
-        .arg(&path)
-        .output()
-        .expect("fsck.gfs2 of gfs2-utils is needed; run tests/lab/setup.sh as root");
-    match output.status.code() {
-        Some(0) => Ok(()),
-        code => Err(format!(
-            "the reference exits {code:?}:\n{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        )),
-    }
 }
 
 /// What differs and should not.

@@ -149,11 +149,16 @@ impl Crew {
             return Ok(());
         }
         let crew = Arc::clone(self);
-        std::thread::Builder::new()
-            .name(format!("gfs2-req-{}", state.running))
-            .spawn(move || Worker::new(crew).run())?;
-        state.running += 1;
+        // Before it runs: it may have read something before we are back.
         self.readers.fetch_add(1, Ordering::SeqCst);
+        let spawned = std::thread::Builder::new()
+            .name(format!("gfs2-req-{}", state.running))
+            .spawn(move || Worker::new(crew).run());
+        if let Err(error) = spawned {
+            self.readers.fetch_sub(1, Ordering::SeqCst);
+            return Err(error);
+        }
+        state.running += 1;
         Ok(())
     }
 
@@ -210,24 +215,34 @@ impl Crew {
     }
 
     /// The filesystem is gone.
-    fn end(&self, failed: Option<io::Error>) {
-        let mut state = self.state.lock();
-        state.over = true;
-        state.failed = state.failed.take().or(failed);
+    fn end(&self) {
+        self.state.lock().over = true;
         self.work.notify_all();
+    }
+
+    /// A thread cannot read; the others go on, if they can.
+    fn fail(&self, error: io::Error) {
+        tracing::error!("reading requests: {error}");
+        self.readers.fetch_sub(1, Ordering::SeqCst);
+        self.state.lock().failed.get_or_insert(error);
     }
 
     fn leave(&self) {
         let mut state = self.state.lock();
         state.running -= 1;
-        if state.running == 0 {
+        if state.running == state.parked - state.woken {
+            // Nobody is left to send the others to work.
             state.over = true;
+            self.work.notify_all();
+        }
+        if state.running == 0 {
             self.ended.notify_all();
         }
     }
 
     /// The watch's life.
     fn look_after(self: &Arc<Self>) {
+        self.watched.store(true, Ordering::SeqCst);
         let mut seen = 0;
         let (mut quiet, mut ticks) = (0u32, 0u32);
         let mut state = self.state.lock();
@@ -305,8 +320,8 @@ impl Worker {
             let buffer = self.buffer.get_mut(PAYLOAD - WRITE_HEAD..).unwrap_or_default();
             let len = match crew.channel.receive(buffer) {
                 Ok(Some(len)) => len,
-                Ok(None) => return crew.end(None),
-                Err(error) => return crew.end(Some(error)),
+                Ok(None) => return crew.end(),
+                Err(error) => return crew.fail(error),
             };
             crew.took();
             relieved.store(false, Ordering::Relaxed);

@@ -79,6 +79,8 @@ pub(super) struct Lockspace {
     starts: u32,
     joining: bool,
     leaving: bool,
+    /// We leave only to join anew.
+    pub(super) rejoining: bool,
     stopped: bool,
     ring: u64,
     ring_wait: bool,
@@ -103,6 +105,7 @@ impl Lockspace {
             starts: 0,
             joining: true,
             leaving: false,
+            rejoining: false,
             stopped: true,
             ring: 0,
             ring_wait: false,
@@ -150,9 +153,12 @@ impl Lockspace {
     ) -> bool {
         self.stop(out);
         if left.iter().any(|(node, _)| *node == self.us) {
-            self.engine(Order::Left, out);
+            if !self.rejoining {
+                self.engine(Order::Left, out);
+            }
             return true;
         }
+        self.rejoin_after_merge(joined, out);
         self.add_change(around, mark, members, joined, left, out);
         for (node, _) in left {
             let effects = self.plocks.purge(*node);
@@ -160,6 +166,16 @@ impl Lockspace {
         }
         self.advance(around, out);
         false
+    }
+
+    /// Partitions that merge see each other come, so no two sides describe the change alike, and no START would fit.
+    /// Whoever has state is sorted out by the daemons; whoever was never started joins anew.
+    fn rejoin_after_merge(&mut self, joined: &[(NodeId, Reason)], out: &mut Out) {
+        let merged = joined.iter().any(|(_, reason)| *reason == Reason::NodeUp);
+        if merged && !self.is_started() && !self.leaving {
+            self.rejoining = true;
+            self.leave(out);
+        }
     }
 
     /// Stops the engine, unless it is stopped.

@@ -229,8 +229,10 @@ impl Controld {
                     let group = Group::Lockspace(name).name();
                     return Some(Fatal::ThrownOut { group });
                 }
-                if lockspace.on_confchg(&around, mark, members, joined, left, out) {
-                    self.lockspaces.remove(&name);
+                if lockspace.on_confchg(&around, mark, members, joined, left, out)
+                    && self.lockspaces.remove(&name).is_some_and(|gone| gone.rejoining)
+                {
+                    self.wanted.insert(name);
                 }
             }
         }
@@ -357,6 +359,7 @@ impl Controld {
             return Ok(out.0);
         }
         match self.lockspaces.get_mut(name) {
+            Some(lockspace) if lockspace.rejoining => lockspace.rejoining = false,
             Some(lockspace) if !lockspace.is_leaving() => lockspace.leave(&mut out),
             _ => {
                 return Err(JoinError::NotJoined {

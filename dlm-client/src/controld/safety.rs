@@ -221,3 +221,7 @@ impl Safety {
         Some(Fatal::Evicted { peers: back })
     }
 }
+
+#[cfg(test)]
+#[path = "safety/tests.rs"]
+mod tests;

@@ -34,6 +34,9 @@ mod state;
 mod store;
 mod waiters;
 
+#[cfg(test)]
+mod tests;
+
 pub use inspect::{LockInfo, LockRole, Queue, ResourceInfo};
 pub use interface::{Config, Level, Member, Output, Start, TimerId};
 pub use state::Engine;

@@ -135,7 +135,7 @@ impl Engine {
 
     /// A message of this lockspace from a peer.
     pub fn receive(&mut self, from: NodeId, payload: Payload) {
-        if self.failed {
+        if self.failed || from == self.config.node {
             return;
         }
         match payload {

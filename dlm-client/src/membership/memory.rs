@@ -279,20 +279,18 @@ impl MemoryCluster {
         if !left.is_empty() {
             let event = MemberEvent::Confchg {
                 group: group.clone(),
-                members: stayed.clone(),
+                members: stayed,
                 joined: Vec::new(),
                 left,
             };
             member.push(source.clone(), event);
         }
-        // Corosync tells of those that come one by one, so that both sides of a merge end with the same description.
-        let mut members: BTreeSet<NodeId> = stayed.into_iter().collect();
-        for node in now.difference(&known) {
-            members.insert(*node);
+        let joined: Vec<_> = now.difference(&known).map(|n| (*n, Reason::NodeUp)).collect();
+        if !joined.is_empty() {
             let event = MemberEvent::Confchg {
                 group: group.clone(),
-                members: members.iter().copied().collect(),
-                joined: vec![(*node, Reason::NodeUp)],
+                members: now.iter().copied().collect(),
+                joined,
                 left: Vec::new(),
             };
             member.push(source.clone(), event);

@@ -309,13 +309,14 @@ impl Replica {
         if self.state == State::Having {
             return Vec::new();
         }
-        if alone || source.is_none() {
-            return self.release();
-        }
-        self.state = State::Saving;
         self.table = PlockTable::default();
         self.saved.clear();
         self.received = 0;
+        if alone || source.is_none() {
+            // Nobody has it (any more): what came of it is of members that are gone.
+            return self.release();
+        }
+        self.state = State::Saving;
         Vec::new()
     }
 

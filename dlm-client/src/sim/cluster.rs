@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::client;
 use super::oracle::{Life, Oracle};
 use super::rng::Rng;
+use super::wires::Wires;
 use crate::NodeId;
 use crate::engine::{Config, Engine, Member, Output, Start, TimerId};
 use crate::wire::{LockspaceId, Payload, hash::jhash};
@@ -25,6 +26,8 @@ pub struct Plan {
     pub faults: u64,
     /// Static masters.
     pub nodir: bool,
+    /// Links are connections that are reset now and then, instead of ones that only stall.
+    pub resets: bool,
 }
 
 /// What came of a run.
@@ -42,6 +45,8 @@ pub struct Outcome {
     pub grants: u64,
     /// Grants whose value block was compared.
     pub reads: u64,
+    /// Connections that were reset.
+    pub resets: u64,
     /// Error lines of engines.
     pub errors: u64,
     /// What an oracle said, if it did.
@@ -58,12 +63,32 @@ const TAIL: usize = 400;
 
 #[derive(Debug)]
 enum Happening {
-    Deliver { from: Life, to: Life, payload: Payload },
-    Timer { life: Life, id: TimerId },
+    Deliver {
+        from: Life,
+        to: Life,
+        payload: Payload,
+    },
+    Bytes {
+        from: Life,
+        to: Life,
+        connection: u64,
+        bytes: Vec<u8>,
+    },
+    Mend(Life, Life),
+    Timer {
+        life: Life,
+        id: TimerId,
+    },
     Call(NodeId),
     Fault,
-    Stop { round: u64, node: NodeId },
-    Start { round: u64, node: NodeId },
+    Stop {
+        round: u64,
+        node: NodeId,
+    },
+    Start {
+        round: u64,
+        node: NodeId,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +112,7 @@ struct Cluster {
     nodes: BTreeMap<NodeId, Node>,
     /// When the last message of a link arrives.
     links: BTreeMap<(Life, Life), u64>,
+    wires: Wires,
     /// When what a dead life said is lost.
     cuts: BTreeMap<Life, u64>,
     left_cleanly: BTreeSet<Life>,
@@ -101,6 +127,7 @@ struct Cluster {
     steps: u64,
     recoveries: u64,
     errors: u64,
+    resets: u64,
     tail: Vec<String>,
 }
 
@@ -114,6 +141,7 @@ pub fn run(plan: Plan) -> Outcome {
         queue: BTreeMap::new(),
         nodes: (1..=plan.nodes).map(|n| (NodeId(n), Node::default())).collect(),
         links: BTreeMap::new(),
+        wires: Wires::default(),
         cuts: BTreeMap::new(),
         left_cleanly: BTreeSet::new(),
         members: BTreeMap::new(),
@@ -127,6 +155,7 @@ pub fn run(plan: Plan) -> Outcome {
         steps: 0,
         recoveries: 0,
         errors: 0,
+        resets: 0,
         tail: Vec::new(),
         plan,
     };
@@ -138,6 +167,7 @@ pub fn run(plan: Plan) -> Outcome {
         casts: cluster.oracle.casts,
         grants: cluster.oracle.grants,
         reads: cluster.oracle.reads,
+        resets: cluster.resets,
         errors: cluster.errors,
         wrong: cluster.oracle.wrong.take(),
         tail: cluster.tail,
@@ -202,10 +232,12 @@ impl Cluster {
         !self.starting
             && self.oracle.is_quiet()
             && self.engines().all(|(_, engine)| engine.is_running())
-            && !self
-                .queue
-                .values()
-                .any(|happening| matches!(happening, Happening::Deliver { .. }))
+            && !self.queue.values().any(|happening| {
+                matches!(
+                    happening,
+                    Happening::Deliver { .. } | Happening::Bytes { .. } | Happening::Mend(..)
+                )
+            })
     }
 
     /// All was given up: nothing may be left.
@@ -247,12 +279,12 @@ impl Cluster {
 
     fn happen(&mut self, happening: Happening) {
         let to = match &happening {
-            Happening::Deliver { to, .. } => Some(to.0),
+            Happening::Deliver { to, .. } | Happening::Bytes { to, .. } => Some(to.0),
             Happening::Timer { life, .. } => Some(life.0),
             Happening::Call(node) | Happening::Stop { node, .. } | Happening::Start { node, .. } => {
                 Some(*node)
             }
-            Happening::Fault => None,
+            Happening::Fault | Happening::Mend(..) => None,
         };
         if let Some(node) = to.and_then(|to| self.nodes.get(&to))
             && node.frozen_until > self.now
@@ -265,6 +297,17 @@ impl Cluster {
         }
         match happening {
             Happening::Deliver { from, to, payload } => self.deliver(from, to, payload),
+            Happening::Bytes {
+                from,
+                to,
+                connection,
+                bytes,
+            } => self.bytes(from, to, connection, &bytes),
+            Happening::Mend(one, two) => {
+                let (connection, [forth, back]) = self.wires.mend(one, two);
+                self.carry(one, two, connection, forth);
+                self.carry(two, one, connection, back);
+            }
             Happening::Timer { life, id } => {
                 if self.life(life.0) == Some(life) {
                     self.with(life.0, |engine| engine.timer(id));
@@ -277,15 +320,67 @@ impl Cluster {
         }
     }
 
-    fn deliver(&mut self, from: Life, to: Life, payload: Payload) {
+    fn arrives(&self, from: Life, to: Life) -> bool {
         // A node that comes back is another one to the links.
         if self.life(to.0) != Some(to) {
-            return;
+            return false;
         }
         let current = self.life(from.0) == Some(from);
         let reborn = self.nodes.get(&from.0).is_some_and(|node| node.life != from.1);
         let cut = self.cuts.get(&from).is_some_and(|cut| *cut <= self.now);
-        if !current && (reborn || cut) {
+        current || !(reborn || cut)
+    }
+
+    fn bytes(&mut self, from: Life, to: Life, connection: u64, bytes: &[u8]) {
+        if !self.arrives(from, to) {
+            return;
+        }
+        match self.wires.receive(from, to, connection, bytes) {
+            Ok((payloads, answer)) => {
+                self.carry(to, from, connection, answer);
+                for payload in payloads {
+                    self.with(to.0, |engine| engine.receive(from.0, payload));
+                }
+            }
+            Err(error) => self.wrong(format!("{from:?} to {to:?}: {error}")),
+        }
+    }
+
+    /// Bytes set out on a connection, in order with those before.
+    fn carry(&mut self, from: Life, to: Life, connection: u64, bytes: Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        let at = self.arrival(from, to);
+        let happening = Happening::Bytes {
+            from,
+            to,
+            connection,
+            bytes,
+        };
+        self.at(at, happening);
+        if self.rng.one_in(40) {
+            self.note(format!("{} reset {from:?} {to:?}", self.now));
+            self.resets = self.resets.saturating_add(1);
+            self.wires.cut(from, to);
+            self.later(200_000, Happening::Mend(from, to));
+        }
+    }
+
+    fn arrival(&mut self, from: Life, to: Life) -> u64 {
+        // Mostly quick; now and then a stalled link needs a while.
+        let delay = match self.rng.below(200) {
+            0 => self.rng.below(3_000_000),
+            1..=10 => self.rng.below(20_000),
+            _ => self.rng.below(400),
+        };
+        let last = self.links.entry((from, to)).or_default();
+        *last = self.now.saturating_add(1).saturating_add(delay).max(*last);
+        *last
+    }
+
+    fn deliver(&mut self, from: Life, to: Life, payload: Payload) {
+        if !self.arrives(from, to) {
             return;
         }
         self.with(to.0, |engine| engine.receive(from.0, payload));
@@ -331,16 +426,15 @@ impl Cluster {
     }
 
     fn transmit(&mut self, from: Life, to: NodeId, payload: Payload) {
-        // Mostly quick; now and then a reset link needs a while to deliver what it kept.
-        let delay = match self.rng.below(200) {
-            0 => self.rng.below(3_000_000),
-            1..=10 => self.rng.below(20_000),
-            _ => self.rng.below(400),
-        };
         let Some(to) = self.life(to) else { return };
-        let last = self.links.entry((from, to)).or_default();
-        let at = self.now.saturating_add(1).saturating_add(delay).max(*last);
-        *last = at;
+        if self.plan.resets {
+            match self.wires.send(from, to, payload) {
+                Ok((connection, bytes)) => self.carry(from, to, connection, bytes),
+                Err(error) => self.wrong(format!("{from:?} to {to:?}: {error}")),
+            }
+            return;
+        }
+        let at = self.arrival(from, to);
         self.at(at, Happening::Deliver { from, to, payload });
     }
 
@@ -408,6 +502,7 @@ impl Cluster {
             self.left_cleanly.insert(life);
         }
         self.members.remove(&node);
+        self.wires.forget(life);
         self.oracle.ended(life);
     }
 

@@ -54,7 +54,9 @@ struct Node {
     fenced: bool,
     fatal: Option<Fatal>,
     engines: BTreeMap<String, Engine>,
-    jobs: BTreeMap<Job, (NodeId, Duration)>,
+    /// Victim, its life when the agent was started, and when the agent will end.
+    jobs: BTreeMap<Job, (NodeId, u32, Duration)>,
+    life: u32,
     /// Operations on POSIX locks that have not ended, per lockspace.
     plocks: BTreeMap<String, BTreeSet<u64>>,
     /// Locks that wait, as far as we know.
@@ -166,6 +168,7 @@ impl World {
             id,
             Node {
                 machine: Some(machine),
+                life: self.lives,
                 ..Node::default()
             },
         );
@@ -231,7 +234,12 @@ impl World {
                 Action::Kill(victim) => self.cluster.ask_kill(victim),
                 Action::RunAgent { job, node, .. } => {
                     let due = self.now + Duration::from_millis(self.random.u64(100..8000));
-                    self.nodes.get_mut(&id).unwrap().jobs.insert(job, (node, due));
+                    let life = self.nodes[&node].life;
+                    self.nodes
+                        .get_mut(&id)
+                        .unwrap()
+                        .jobs
+                        .insert(job, (node, life, due));
                 }
                 Action::StopAgent(job) => drop(self.nodes.get_mut(&id).unwrap().jobs.remove(&job)),
                 Action::Engine { lockspace, order } => self.engine(id, &lockspace, order),
@@ -435,17 +443,17 @@ impl World {
             let due: Vec<_> = self.nodes[&id]
                 .jobs
                 .iter()
-                .filter(|(_, (_, due))| *due <= self.now)
-                .map(|(job, (victim, _))| (*job, *victim))
+                .filter(|(_, (_, _, due))| *due <= self.now)
+                .map(|(job, (victim, life, _))| (*job, *victim, *life))
                 .collect();
-            for (job, victim) in due {
+            for (job, victim, life) in due {
                 if self.nodes[&id].paused {
                     continue;
                 }
                 self.nodes.get_mut(&id).unwrap().jobs.remove(&job);
                 let works = self.random.u8(0..4) > 0;
                 if works {
-                    self.fence(victim);
+                    self.fence(victim, life);
                 }
                 let status = i32::from(!works);
                 self.step(id, Input::AgentDone { job, status });
@@ -458,9 +466,10 @@ impl World {
         }
     }
 
-    fn fence(&mut self, victim: NodeId) {
+    fn fence(&mut self, victim: NodeId, life: u32) {
         self.fenced += 1;
-        if self.setup.storage_fencing {
+        // One that was started anew meanwhile gets an error from its first write, and is of no more use.
+        if self.setup.storage_fencing && self.nodes[&victim].life == life {
             self.note(format!("{victim:?} is cut off from the storage"));
             self.nodes.get_mut(&victim).unwrap().fenced = true;
         } else {

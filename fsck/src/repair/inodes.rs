@@ -12,7 +12,7 @@ use gfs2_format::geometry::MAX_DIR_DEPTH;
 use gfs2_format::ondisk::{
     BlockState, DINODE_SIZE, Dinode, DinodeFlags, FileType, META_HEADER_SIZE, MetaHeader, MetaType,
 };
-use gfs2_format::{BlockAddr, BlockRead, Error, Expected, Extent};
+use gfs2_format::{BlockAddr, BlockEdit, BlockRead, Error, Expected, Extent};
 
 /// See the module documentation.
 pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
@@ -54,8 +54,13 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
     Ok(Verdict::Done)
 }
 
-/// Deletes an inode: its block is free, the next round finds what it owned.
+/// Deletes an inode: its block is free, the next round finds what it owned. The block is no inode any more, or an
+/// entry that leads there would bring it back.
 pub(super) fn delete(edit: &mut Editor<'_>, at: BlockAddr) -> Result<(), Error> {
+    edit.edit(at)?
+        .iter_mut()
+        .take(META_HEADER_SIZE)
+        .for_each(|byte| *byte = 0);
     edit.set_state(Extent::single(at), BlockState::Free)
 }
 

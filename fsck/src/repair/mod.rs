@@ -42,7 +42,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// Findings that are held back for one round of repairs; more of them come in the next one.
 const HELD_MAX: usize = 1 << 16;
 /// So often a finding that comes back is repaired.
-const ATTEMPTS: u32 = 2;
+const ATTEMPTS: u32 = 5;
 /// Findings whose fate is remembered.
 const REMEMBERED: usize = 1 << 20;
 

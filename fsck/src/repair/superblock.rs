@@ -61,7 +61,14 @@ pub(crate) fn rebuild(overlay: &dyn BlockDevice) -> Repaired {
     let reader = DeviceReader::new(overlay, &geometry);
     if !is_dir(&reader, sb.master_dir.num()) || !is_dir(&reader, sb.root_dir.num()) {
         let tree = scan::system_tree(overlay, &geometry);
-        let (Some(master), Some(root)) = (tree.master, tree.root) else {
+        // What is not found may still be where the superblock says, and damaged.
+        let at = |found: Option<InodeNum>, said: InodeNum| {
+            let inside = said.addr > geometry.superblock() && said.addr.get() < geometry.end();
+            found.or(inside.then_some(said))
+        };
+        let master = at(tree.master, sb.master_dir.num());
+        let root = at(tree.root, sb.root_dir.num());
+        let (Some(master), Some(root)) = (master, root) else {
             return Ok(Verdict::Unable("master and root directory are not found"));
         };
         sb.master_dir = master.into();

@@ -11,6 +11,7 @@ use super::{Editor, Repaired, Verdict, find, inode_of};
 use crate::problem::{Kind, Problem};
 use crate::scan;
 use gfs2_format::dir::remove;
+use gfs2_format::geometry::MAX_DIR_DEPTH;
 use gfs2_format::ondisk::{
     BlockState, DINODE_SIZE, Dinode, DinodeFlags, FileType, InumRange, MetaType, Quota, RindexEntry,
     StatfsChange, Superblock,
@@ -233,6 +234,9 @@ fn master(edit: &mut Editor<'_>) -> Repaired {
         return Ok(Verdict::Done);
     }
     let addr = edit.superblock.master_dir.num().addr;
+    if mend(edit, addr)? {
+        return Ok(Verdict::Done);
+    }
     if !may_overwrite(edit, &found, addr)? {
         return Ok(Verdict::Unable(
             "the superblock leads to another inode, and no master directory is left",
@@ -259,6 +263,9 @@ fn root(edit: &mut Editor<'_>) -> Repaired {
         return Ok(Verdict::Done);
     }
     let num = edit.superblock.root_dir.num();
+    if mend(edit, num.addr)? {
+        return Ok(Verdict::Done);
+    }
     if !may_overwrite(edit, &found, num.addr)? {
         return Ok(Verdict::Unable(
             "the superblock leads to another inode, and no root directory is left",
@@ -272,6 +279,36 @@ fn root(edit: &mut Editor<'_>) -> Repaired {
     let num = InodeNum { formal, ..num };
     empty_dir(edit, num, num, 0o755, DinodeFlags::empty())?;
     Ok(Verdict::Done)
+}
+
+/// A directory whose dinode is there, but with fields that make it unreadable.
+fn mend(edit: &mut Editor<'_>, addr: BlockAddr) -> Result<bool, Error> {
+    let geometry = edit.geometry().clone();
+    if addr.get() >= geometry.end() || !scan::is_inode(edit, addr)? {
+        return Ok(false);
+    }
+    if Dinode::decode(&edit.read(addr)?, addr, &geometry).is_ok() {
+        // It is an inode, and no directory.
+        return Ok(false);
+    }
+    edit.change::<Dinode>(addr, 0, |di| {
+        if di.file_type().is_none() {
+            di.mode = (FileType::Dir.mode_bits() | 0o755).into();
+        }
+        if di.flags().contains(DinodeFlags::EXHASH) {
+            let depth = u16::try_from((di.size.get() / 8).max(1).ilog2()).unwrap_or(0);
+            di.depth = depth.clamp(geometry.initial_dir_depth(), MAX_DIR_DEPTH).into();
+        } else {
+            di.height = 0.into();
+            di.depth = 0.into();
+            di.size = geometry.max_stuffed().into();
+        }
+    })?;
+    let whole = Dinode::decode(&edit.read(addr)?, addr, &geometry).is_ok_and(Dinode::is_dir);
+    if !whole {
+        edit.discard();
+    }
+    Ok(whole)
 }
 
 /// Is this the place of an inode that is gone?

@@ -51,6 +51,10 @@ pub(crate) const HEAVY: &[Case] = heavy! {
     "root elsewhere": m => format!("set sb.sb_root_dir.no_addr = {}", m.path("data/f4k")) => RootDir;
     "root beyond": _ => "set sb.sb_root_dir.no_addr = 99999999999" => RootDir;
     "master beyond": _ => "set sb.sb_master_dir.no_addr = 99999999999" => MasterDir;
+    "root's size": m => format!("set dinode(block {}).di_size = 66328", m.path("")) => RootDir;
+    "master's mode": m => format!("set dinode(block {}).di_mode = 0", m.master("")) => MasterDir;
+    "superblock and root's height": m => format!("set sb.mh_magic = 0\nset dinode(block {}).di_height = 99", m.path(""))
+        => Superblock;
     "master's number": _ => "set sb.sb_master_dir.no_formal_ino = 77" => SystemFile;
 
     "inum lost": m => lose(m, m.master(""), "inum") => SystemFileMissing;

@@ -12,7 +12,8 @@ use gfs2_format::ondisk::{BlockState, DINODE_SIZE, META_HEADER_SIZE};
 use gfs2_format::volume::{DeviceReader, read_rindex, resolve_path};
 use gfs2_format::{BlockAddr, BlockRead, Volume};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, Mutex};
 
@@ -45,6 +46,40 @@ fn unpack(name: &str) -> MemDevice {
         }
     }
     device
+}
+
+/// Writes what is not zero; the file is as large as the device.
+fn save(device: &MemDevice, path: &Path) {
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(device.size()).unwrap();
+    let mut buf = vec![0; 1 << 18];
+    for at in (0..device.size()).step_by(buf.len()) {
+        let len = buf.len().min((device.size() - at) as usize);
+        device.read_at(at, &mut buf[..len]).unwrap();
+        if buf[..len].iter().any(|b| *b != 0) {
+            file.write_all_at(&buf[..len], at).unwrap();
+        }
+    }
+}
+
+/// What the reference's `-n` says; an error is its text.
+pub(crate) fn reference(device: &MemDevice) -> Result<(), String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    save(device, &path);
+    let output = Command::new("fsck.gfs2")
+        .arg("-n")
+        .arg(&path)
+        .output()
+        .expect("fsck.gfs2 of gfs2-utils is needed; run tests/lab/setup.sh as root");
+    match output.status.code() {
+        Some(0) => Ok(()),
+        code => Err(format!(
+            "the reference exits {code:?}:\n{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )),
+    }
 }
 
 /// Where things are on a volume.
