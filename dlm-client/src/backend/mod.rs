@@ -1,3 +1,4 @@
 //! Lock services behind the trait.
 
 pub mod local;
+pub mod wire;

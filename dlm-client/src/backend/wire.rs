@@ -1,0 +1,328 @@
+//! A node of a cluster in user space: the lock engine, the lock daemon's part and the network, under the trait.
+//!
+//! One lock guards the node ([`host`](self)); the calling thread itself runs the engine and writes to the sockets, so
+//! that nothing waits for another thread to be scheduled; two threads wait for the network and for the membership
+//! service. When the last handle of a node is dropped, with every lockspace left before, it says goodbye and is gone;
+//! with one still joined it is just gone, and its peers fence it.
+
+mod host;
+mod threads;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, Thread};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::controld::codec::global_id;
+use crate::controld::{Controld, Status as DaemonStatus};
+use crate::engine::{Config, ResourceInfo};
+use crate::event::queue;
+use crate::fence::conf::DlmConf;
+use crate::membership::Membership;
+use crate::transport::{Network, Poller, Transport};
+use crate::wire::{LockspaceId, Version};
+use crate::{
+    Caps, Cast, ClusterInfo, CrashSafety, Dlm, EventQueue, JoinOptions, Leave, Lkf, LockError, LockId,
+    Lockspace, Lvb, Mode, NodeId, Plock, PlockOp, ResName, SlotSource,
+};
+use host::Host;
+use threads::MembershipThread;
+
+/// How a node takes part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WireOptions {
+    /// The highest version of the protocol we speak.
+    pub version: Version,
+    /// `dlm.conf`.
+    pub conf: DlmConf,
+}
+
+impl WireOptions {
+    /// The newest protocol.
+    #[must_use]
+    pub const fn new(conf: DlmConf) -> Self {
+        Self {
+            version: Version::V3_2,
+            conf,
+        }
+    }
+}
+
+/// What the threads and the handles share.
+struct Shared {
+    host: Mutex<Host>,
+    poller: Poller,
+    stop: AtomicBool,
+    /// The membership's thread, to be woken.
+    membership: Mutex<Option<Thread>>,
+}
+
+impl Shared {
+    fn wake_membership(&self) {
+        if let Some(thread) = &*self.membership.lock() {
+            thread.unpark();
+        }
+    }
+
+    /// Wakes the threads that have something to do because of what the caller did with the host.
+    fn wake_if_due(&self, host: &MutexGuard<'_, Host>) {
+        if host.has_requests() {
+            self.wake_membership();
+        }
+        let due = match (host.deadline(), host.sleeps_until) {
+            (Some(due), Some(sleeps)) => due < sleeps,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if due {
+            self.poller.wake();
+        }
+    }
+}
+
+/// A running node; the last one dropped ends it.
+struct Running {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.host.lock().shut_down();
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.poller.wake();
+        self.shared.wake_membership();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A node of a cluster, in user space.
+#[derive(Clone)]
+pub struct WireDlm {
+    running: Arc<Running>,
+    cluster: ClusterInfo,
+    conf: Arc<DlmConf>,
+}
+
+impl std::fmt::Debug for WireDlm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WireDlm")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Tells this life of the node from others; never 0.
+fn stamp() -> u32 {
+    let [a, b, c, d, ..] = random().to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]).max(1)
+}
+
+impl WireDlm {
+    /// Starts a node: `membership` says who is in the cluster, `transport`, registered with `poller`, connects to them.
+    ///
+    /// # Errors
+    /// No threads.
+    pub fn start<M: Membership + Send + 'static>(
+        membership: M,
+        transport: Box<dyn Transport>,
+        poller: Poller,
+        options: &WireOptions,
+    ) -> Result<Self, LockError> {
+        let config = membership.config().clone();
+        let cluster = ClusterInfo {
+            name: config.name.clone(),
+            node: config.us,
+        };
+        let us = config.us;
+        let (controld, actions) = Controld::new(config, options.conf.clone(), stamp());
+        let network = Network::new(us, options.version, transport);
+        let mut host = Host::new(us, network, controld);
+        host.carry_out(actions);
+        let shared = Arc::new(Shared {
+            host: Mutex::new(host),
+            poller,
+            stop: AtomicBool::new(false),
+            membership: Mutex::new(None),
+        });
+        let mut running = Running {
+            shared: Arc::clone(&shared),
+            threads: Vec::new(),
+        };
+        let no_thread = |e: std::io::Error| LockError::Service(format!("no thread: {e}"));
+        let port = options.conf.port;
+        let for_members = Arc::clone(&shared);
+        let members = std::thread::Builder::new()
+            .name("dlm-members".to_owned())
+            .spawn(move || MembershipThread::new(for_members, membership, port).run())
+            .map_err(no_thread)?;
+        *shared.membership.lock() = Some(members.thread().clone());
+        running.threads.push(members);
+        let network = std::thread::Builder::new()
+            .name("dlm-network".to_owned())
+            .spawn(move || threads::network(&shared))
+            .map_err(no_thread)?;
+        running.threads.push(network);
+        Ok(Self {
+            running: Arc::new(running),
+            cluster,
+            conf: Arc::new(options.conf.clone()),
+        })
+    }
+
+    /// How the lock daemon's part stands.
+    #[must_use]
+    pub fn status(&self) -> DaemonStatus {
+        self.running.shared.host.lock().status()
+    }
+
+    /// All resources of a lockspace and their locks; `None` when it is not joined.
+    #[must_use]
+    pub fn dump(&self, lockspace: &str) -> Option<Vec<ResourceInfo>> {
+        let host = self.running.shared.host.lock();
+        host.engine(LockspaceId(global_id(lockspace)))
+            .map(|engine| engine.resources_info())
+    }
+
+    /// The POSIX locks of a lockspace, a line each as `dlm_tool plocks` prints them.
+    #[must_use]
+    pub fn plock_lines(&self, lockspace: &str) -> Option<Vec<String>> {
+        self.running.shared.host.lock().controld().plock_lines(lockspace)
+    }
+
+    /// A person says that a node is surely down (`dlm_tool fence_ack`).
+    pub fn acknowledge_fencing(&self, node: NodeId) {
+        let mut host = self.running.shared.host.lock();
+        host.acknowledge_fencing(node);
+        self.running.shared.wake_if_due(&host);
+    }
+}
+
+impl Dlm for WireDlm {
+    fn cluster(&self) -> ClusterInfo {
+        self.cluster.clone()
+    }
+
+    fn join(
+        &self,
+        name: &str,
+        _options: &JoinOptions,
+    ) -> Result<(Arc<dyn Lockspace>, EventQueue), LockError> {
+        if name.is_empty() || name.len() > crate::resource::RESNAME_MAX {
+            return Err(LockError::NameLength { len: name.len() });
+        }
+        let id = LockspaceId(global_id(name));
+        let mut config = Config::new(self.cluster.node, id, random());
+        config.nodir = self.conf.nodir(name);
+        config.pid = std::process::id();
+        let (sender, events) = queue();
+        let mut host = self.running.shared.host.lock();
+        host.join(name, config, sender)?;
+        self.running.shared.wake_if_due(&host);
+        drop(host);
+        let space = WireLockspace {
+            running: Arc::clone(&self.running),
+            id,
+        };
+        Ok((Arc::new(space), events))
+    }
+}
+
+struct WireLockspace {
+    running: Arc<Running>,
+    id: LockspaceId,
+}
+
+impl WireLockspace {
+    fn with<T>(&self, act: impl FnOnce(&mut Host) -> T) -> T {
+        let shared = &self.running.shared;
+        let mut host = shared.host.lock();
+        let done = act(&mut host);
+        shared.wake_if_due(&host);
+        done
+    }
+}
+
+impl Lockspace for WireLockspace {
+    fn request(&self, name: &ResName, mode: Mode, flags: Lkf, token: u64) -> Result<LockId, LockError> {
+        self.with(|host| host.call(self.id, |e| e.request(name, mode, flags, token), |_| None))
+            .map(|(id, _)| id)
+    }
+
+    fn convert(&self, id: LockId, mode: Mode, flags: Lkf, lvb: Option<&Lvb>) -> Result<(), LockError> {
+        self.with(|host| host.call(self.id, |e| e.convert(id, mode, flags, lvb), |()| None))
+            .map(|_| ())
+    }
+
+    fn unlock(&self, id: LockId, flags: Lkf, lvb: Option<&Lvb>) -> Result<(), LockError> {
+        self.with(|host| host.call(self.id, |e| e.unlock(id, flags, lvb), |()| None))
+            .map(|_| ())
+    }
+
+    fn cancel(&self, id: LockId) -> Result<(), LockError> {
+        self.with(|host| host.call(self.id, |e| e.cancel(id), |()| None))
+            .map(|_| ())
+    }
+
+    fn request_now(
+        &self,
+        name: &ResName,
+        mode: Mode,
+        flags: Lkf,
+        token: u64,
+    ) -> Result<(LockId, Option<Cast>), LockError> {
+        self.with(|host| host.call(self.id, |e| e.request(name, mode, flags, token), |id| Some(*id)))
+    }
+
+    fn convert_now(
+        &self,
+        id: LockId,
+        mode: Mode,
+        flags: Lkf,
+        lvb: Option<&Lvb>,
+    ) -> Result<Option<Cast>, LockError> {
+        self.with(|host| host.call(self.id, |e| e.convert(id, mode, flags, lvb), |()| Some(id)))
+            .map(|(_, cast)| cast)
+    }
+
+    fn plock(&self, op: PlockOp, lock: &Plock, token: u64) -> Result<(), LockError> {
+        self.with(|host| host.plock(self.id, op, lock, token))
+    }
+
+    fn plock_cancel(&self, token: u64) -> Result<(), LockError> {
+        self.with(|host| host.plock_cancel(self.id, token))
+    }
+
+    fn caps(&self) -> Caps {
+        Caps {
+            slots: SlotSource::Exact,
+            recovery_events: true,
+            crash_safety: CrashSafety::Fenced,
+            has_peers: true,
+        }
+    }
+
+    fn leave(&self, how: Leave) -> Result<(), LockError> {
+        self.with(|host| match how {
+            Leave::Clean => host.leave(self.id),
+            Leave::AsFailed => {
+                host.abandon("left as failed");
+                Ok(())
+            }
+            Leave::Abandon => {
+                host.abandon("abandoned");
+                Ok(())
+            }
+        })
+    }
+}

@@ -1,0 +1,186 @@
+//! The two threads of a node: one waits for the network and for time, one for the membership service.
+//!
+//! Both only wait outside the host's lock, and end when the node is stopped and nobody waits for anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use tracing::{error, info};
+
+use super::Shared;
+use super::host::Request;
+use crate::NodeId;
+use crate::controld::{Input, Job};
+use crate::fence::agent::Agents;
+use crate::membership::{MemberEvent, Membership, MembershipError};
+
+/// How long the membership service is waited for before requests of others are looked at, unless it is woken.
+const MEMBERSHIP_WAIT: Duration = Duration::from_millis(10);
+
+/// The network's thread.
+pub(super) fn network(shared: &Arc<Shared>) {
+    let mut ready = Vec::new();
+    loop {
+        let timeout = {
+            let mut host = shared.host.lock();
+            if shared.stop.load(Ordering::Acquire) && host.is_quiet() {
+                return;
+            }
+            host.sleeps_until = host.deadline();
+            host.sleeps_until
+                .map(|at| at.saturating_duration_since(Instant::now()))
+        };
+        ready.clear();
+        if let Err(e) = shared.poller.wait(timeout, &mut ready) {
+            return shared.host.lock().abandon(&format!("cannot wait: {e}"));
+        }
+        let mut host = shared.host.lock();
+        host.turn(&ready);
+        if host.has_requests() {
+            shared.wake_membership();
+        }
+    }
+}
+
+/// A fence agent, and its exit status.
+type Ended = (Job, i32);
+
+/// The membership's thread.
+pub(super) struct MembershipThread<M> {
+    shared: Arc<Shared>,
+    membership: M,
+    port: u16,
+    nodes: BTreeSet<NodeId>,
+    agents: Agents<Job>,
+    /// Agents that have ended, and how.
+    ended: (Sender<Ended>, Receiver<Ended>),
+    /// When the daemon was last told that time passes.
+    ticked: Instant,
+    tick: Duration,
+}
+
+impl<M: Membership> MembershipThread<M> {
+    pub(super) fn new(shared: Arc<Shared>, membership: M, port: u16) -> Self {
+        let tick = membership
+            .config()
+            .token
+            .checked_div(20)
+            .unwrap_or(MEMBERSHIP_WAIT);
+        Self {
+            agents: Agents::default(),
+            ended: channel(),
+            shared,
+            membership,
+            port,
+            nodes: BTreeSet::new(),
+            ticked: Instant::now(),
+            tick: tick.clamp(MEMBERSHIP_WAIT, Duration::from_secs(1)),
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let requests = self.shared.host.lock().take_requests();
+            for request in requests {
+                if let Err(e) = self.carry_out(request) {
+                    self.lost(&e);
+                }
+            }
+            let events = self.membership.poll(MEMBERSHIP_WAIT.min(self.tick));
+            for event in events {
+                if let MemberEvent::Quorum { members, renewed, .. } = &event
+                    && let Err(e) = self.new_ring(members, renewed)
+                {
+                    self.lost(&e);
+                }
+                self.shared.host.lock().input(Input::Member(event));
+            }
+            while let Ok((job, status)) = self.ended.1.try_recv() {
+                self.agents.ended(job);
+                self.shared.host.lock().input(Input::AgentDone { job, status });
+            }
+            if self.ticked.elapsed() >= self.tick {
+                self.ticked = Instant::now();
+                self.shared.host.lock().input(Input::Tick);
+            }
+            let host = self.shared.host.lock();
+            self.shared.wake_if_due(&host);
+            let dead = host.dead().is_some();
+            if dead || (self.shared.stop.load(Ordering::Acquire) && host.is_quiet()) {
+                // A node that is dead drops out of the membership with this thread: its peers must not wait for it.
+                return;
+            }
+        }
+    }
+
+    fn lost(&self, error: &MembershipError) {
+        error!("{error}");
+        let event = MemberEvent::Lost(error.to_string());
+        self.shared.host.lock().input(Input::Member(event));
+    }
+
+    fn carry_out(&mut self, request: Request) -> Result<(), MembershipError> {
+        match request {
+            Request::Join(group) => self.membership.join(&group),
+            Request::Leave(group) => self.membership.leave(&group),
+            Request::Send(group, bytes) => self.membership.send(&group, &bytes),
+            Request::Kill(node) => self.membership.kill(node),
+            Request::AnswerShutdown(allowed) => self.membership.answer_shutdown(allowed),
+            Request::RunAgent {
+                job,
+                node,
+                agent,
+                input,
+            } => {
+                info!(node = node.0, "fence agent {agent} runs");
+                let ended = self.ended.0.clone();
+                let done = move |job, status| {
+                    // Whoever waited for it is gone when nobody listens.
+                    let _ = ended.send((job, status));
+                };
+                if let Err(e) = self.agents.run(job, &agent, &input, done) {
+                    error!(node = node.0, "{e}");
+                }
+                Ok(())
+            }
+            Request::StopAgent(job) => {
+                self.agents.stop(job);
+                Ok(())
+            }
+        }
+    }
+
+    /// Who may connect follows from who is in the cluster; a node that was away is not the one it was.
+    fn new_ring(&mut self, members: &[NodeId], renewed: &[NodeId]) -> Result<(), MembershipError> {
+        let now: BTreeSet<NodeId> = members.iter().copied().collect();
+        let mut addresses = BTreeMap::new();
+        for node in now
+            .iter()
+            .filter(|n| !self.nodes.contains(n) || renewed.contains(n))
+        {
+            if let Some(ip) = self.membership.addresses(*node)?.first() {
+                addresses.insert(*node, SocketAddr::new(*ip, self.port));
+            }
+        }
+        let mut host = self.shared.host.lock();
+        let us = host.us();
+        let net = host.network();
+        for node in self
+            .nodes
+            .iter()
+            .filter(|n| !now.contains(n) || renewed.contains(n))
+        {
+            net.remove_peer(*node);
+        }
+        for (node, addr) in addresses.into_iter().filter(|(node, _)| *node != us) {
+            net.set_peer(node, addr);
+        }
+        drop(host);
+        self.nodes = now;
+        Ok(())
+    }
+}
