@@ -5,6 +5,7 @@ pub mod cli;
 pub mod guard;
 pub mod logging;
 pub mod options;
+pub(crate) mod rehearse;
 pub mod remount;
 pub mod run;
 pub mod signals;
