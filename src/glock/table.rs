@@ -193,6 +193,12 @@ impl GlockTable {
         true
     }
 
+    /// The names of all glocks.
+    #[must_use]
+    pub fn names(&self) -> Vec<GlockName> {
+        self.shared.all().iter().map(|glock| glock.name()).collect()
+    }
+
     /// Gives up unused glocks until the budget is met; happens by itself when the table grows.
     pub fn shrink(&self) {
         self.shared.keeper.shrink();

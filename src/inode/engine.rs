@@ -130,8 +130,12 @@ impl Engine {
         if inode.writers.load(Ordering::Relaxed) == 0 || inode.glock().held_state() == State::Ex {
             return Locked::new(self, inode, shared);
         }
+        // Counted meanwhile: a demote that finds no writer would wait for the page that this is about.
+        inode.writers.fetch_add(1, Ordering::Relaxed);
         drop(shared);
-        self.lock(inode, State::Ex, HolderFlags::SERVE)
+        let locked = self.lock(inode, State::Ex, HolderFlags::SERVE);
+        inode.writers.fetch_sub(1, Ordering::Relaxed);
+        locked
     }
 
     /// Locks an inode.

@@ -6,6 +6,7 @@ pub mod device;
 pub mod guard;
 pub mod logging;
 pub mod options;
+pub(crate) mod rehearse;
 pub mod remount;
 pub mod run;
 pub mod signals;

@@ -5,6 +5,7 @@
 
 use super::cli::MountError;
 use super::options::{Atime, MountOptions, OnError};
+use super::rehearse;
 use super::timers::Timers;
 use crate::cache::BufferCache;
 use crate::error::{Errno, FsError, FsResult};
@@ -24,6 +25,8 @@ use std::time::Duration;
 
 /// Bytes of metadata kept in memory.
 const CACHE_BYTES: usize = 256 << 20;
+/// Between two turns of a rehearsal.
+const REHEARSE_PERIOD: Duration = Duration::from_millis(1);
 
 /// A filesystem with its threads, not yet seen by anybody.
 #[derive(Debug)]
@@ -230,7 +233,7 @@ fn start_locked(
     let timers = if read_only {
         Timers::default()
     } else {
-        timers(&fs, plan.options)?
+        timers(&fs, plan.options, glocks)?
     };
     Ok(Started {
         fs,
@@ -268,7 +271,7 @@ fn own_journal(
         quota_change,
         commit_interval: Duration::from_secs(u64::from(plan.options.commit_secs)),
         // One node: nobody else ever writes a block of ours.
-        shared: false,
+        shared: rehearse::wanted().is_some(),
         barriers: plan.options.barrier,
     };
     Ok(Journal::new(Arc::clone(cache), config))
@@ -290,7 +293,7 @@ fn fs_options(options: &MountOptions, read_only: bool) -> FsOptions {
     }
 }
 
-fn timers(fs: &Arc<Fs>, options: &MountOptions) -> Result<Timers, MountError> {
+fn timers(fs: &Arc<Fs>, options: &MountOptions, glocks: &Arc<GlockTable>) -> Result<Timers, MountError> {
     let no_thread = |error: std::io::Error| MountError::system(format!("cannot start a thread: {error}"));
     let mut timers = Timers::default();
     if options.statfs_quantum_secs > 0 {
@@ -302,6 +305,12 @@ fn timers(fs: &Arc<Fs>, options: &MountOptions) -> Result<Timers, MountError> {
                     tracing::warn!("statfs sync: {error}");
                 }
             })
+            .map_err(no_thread)?;
+    }
+    if let Some(seed) = rehearse::wanted() {
+        tracing::warn!(seed, "locks are taken away at random, for a rehearsal");
+        timers
+            .every("gfs2-rehearse", REHEARSE_PERIOD, rehearse::taker(glocks, seed))
             .map_err(no_thread)?;
     }
     let fs = Arc::clone(fs);

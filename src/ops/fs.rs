@@ -107,28 +107,35 @@ impl Fs {
         verb: &'static str,
         call: impl FnOnce(&Engine) -> FsResult<T>,
     ) -> FsResult<T> {
+        let result = self.run_pages(verb, call);
+        self.settle();
+        result
+    }
+
+    /// [`Fs::run`] for a verb during which the kernel may keep a page locked: nothing is evicted before the answer. An
+    /// eviction waits for other inodes' locks, and their demotes would wait for this page.
+    pub(super) fn run_pages<T>(
+        &self,
+        verb: &'static str,
+        call: impl FnOnce(&Engine) -> FsResult<T>,
+    ) -> FsResult<T> {
         self.engine.health().check()?;
         let result = Interrupt::allow(|| call(&self.engine));
-        self.settle();
         result.map_err(|error| self.engine.health().observe(verb, error))
     }
 
     /// Runs a verb that changes something. One that finds no space is tried again when evictions were under way.
     pub(super) fn change<T>(&self, verb: &'static str, call: impl Fn(&Engine) -> FsResult<T>) -> FsResult<T> {
-        self.run(verb, |engine| {
-            engine.check_writable()?;
-            let result = call(engine);
-            if !matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) {
-                return result;
-            }
-            let evicted = Interrupt::shield(|| run_evictions(engine)).unwrap_or(0);
-            let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
-            if evicted > 0 || waited {
-                call(engine)
-            } else {
-                result
-            }
-        })
+        self.run(verb, |engine| with_space(engine, call))
+    }
+
+    /// [`Fs::change`] as [`Fs::run_pages`].
+    pub(super) fn change_pages<T>(
+        &self,
+        verb: &'static str,
+        call: impl Fn(&Engine) -> FsResult<T>,
+    ) -> FsResult<T> {
+        self.run_pages(verb, |engine| with_space(engine, call))
     }
 
     /// What is due after a verb, with no lock held.
@@ -226,6 +233,22 @@ impl Fs {
             result = result.and(journal.stop(StopReason::Shutdown));
         }
         result.map_err(|error| self.engine.health().observe("shutdown", error))
+    }
+}
+
+/// Calls what changes something, and again when it found no space and evictions were under way.
+fn with_space<T>(engine: &Engine, call: impl Fn(&Engine) -> FsResult<T>) -> FsResult<T> {
+    engine.check_writable()?;
+    let result = call(engine);
+    if !matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) {
+        return result;
+    }
+    let evicted = Interrupt::shield(|| run_evictions(engine)).unwrap_or(0);
+    let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
+    if evicted > 0 || waited {
+        call(engine)
+    } else {
+        result
     }
 }
 

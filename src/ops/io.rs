@@ -73,7 +73,7 @@ impl Fs {
     /// # Errors
     /// EBADF, EISDIR, EINVAL for what has no data.
     pub fn read(&self, handle: Handle, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
-        self.run("read", |engine| {
+        self.run_pages("read", |engine| {
             let open = self.handles.get(handle)?;
             check_regular(&open.inode)?;
             let (n, dinode) = {
@@ -105,7 +105,7 @@ impl Fs {
         }
         self.engine.cache.data().throttle();
         let direct = open.flags.contains(OpenFlags::DIRECT);
-        let written = self.change("write", |engine| {
+        let written = self.change_pages("write", |engine| {
             check_regular(&open.inode)?;
             if data.is_empty() {
                 return Ok(0);

@@ -114,7 +114,7 @@ impl Fs {
     /// # Errors
     /// EINVAL for what is no symlink.
     pub fn readlink(&self, ino: BlockAddr) -> FsResult<Vec<u8>> {
-        self.run("readlink", |engine| {
+        self.run_pages("readlink", |engine| {
             let inode = engine.inodes.get(ino)?;
             if inode.kind() != FileType::Symlink {
                 return Err(Errno::EINVAL.into());
