@@ -191,6 +191,7 @@ impl Machine {
         }
         if matches!(self.phase, Phase::Flush { .. }) {
             self.serve_waiters();
+            self.fail_tries();
         } else {
             self.run_queue(now);
         }
@@ -387,6 +388,8 @@ impl Machine {
             pass,
         });
         self.serve_waiters();
+        // Who tries may hold a page that the kernel waits for: he must not wait for the kernel.
+        self.fail_tries();
     }
 
     /// While the kernel's cache is emptied, pages it holds locked are served from the lock still held: they would

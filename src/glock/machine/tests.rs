@@ -797,3 +797,14 @@ fn a_local_demote_of_an_unlocked_or_equal_lock_is_nothing() {
     );
     assert_eq!(rig.machine.state(), Sh);
 }
+
+#[test]
+fn a_try_does_not_wait_for_the_emptying_of_the_kernels_cache() {
+    let mut rig = Rig::cached(CACHED_INODE, Ex);
+    assert_eq!(rig.bast(Sh), [Action::FlushKernel { target: Sh, pass: 0 }]);
+    let (id, actions) = rig.ask(Ex, F::TRY);
+    assert_eq!(actions, [Action::Fail(id, FailReason::TryFailed)]);
+    // What keeps a page locked is served, also as a try.
+    let (read, actions) = rig.ask(Sh, F::TRY | F::SERVE);
+    assert_eq!(actions, [Action::Grant(read)]);
+}
