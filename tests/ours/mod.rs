@@ -69,6 +69,15 @@ impl Mount {
 
     /// Mounts; the exit code and what was said when that fails.
     pub fn try_new(image: &Path, options: &str) -> Result<Self, (i32, String)> {
+        Self::try_new_in(image, options, &[])
+    }
+
+    /// Mounts with more in the daemon's environment.
+    pub fn try_new_in(
+        image: &Path,
+        options: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Self, (i32, String)> {
         let folder = tempfile::Builder::new()
             .prefix("gfs2-mnt-")
             .tempdir()
@@ -77,6 +86,7 @@ impl Mount {
         symlink(program("mount-fuse-gfs2"), folder.path().join("umount.fuse.gfs2")).expect("a link");
         let mut command = Command::new(program("mount-fuse-gfs2"));
         command.arg(image).arg(folder.path().join("mnt"));
+        command.envs(environment.iter().copied());
         if !options.is_empty() {
             command.args(["-o", options]);
         }

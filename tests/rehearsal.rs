@@ -1,0 +1,228 @@
+//! Goal: locks may be taken away at any moment under a real mount: nothing that was written is lost or stale, and nothing
+//! waits for ever, the kernel's caches included. Method: the daemon demotes locks at random (`FUSE_GFS2_REHEARSE`) while
+//! threads write, read back what the kernel does not remember, cut and rename files; then the volume is checked and
+//! read again. A mount that sticks is aborted and fails the test.
+
+mod ours;
+
+use fastrand::Rng;
+use ours::Mount;
+use rustix::fs::{Advice, fadvise};
+use std::fs::{self, File, OpenOptions};
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// Longest file.
+const SIZE_MAX: usize = 300_000;
+/// Operations of a thread, unless REHEARSAL_STEPS says more.
+const STEPS: usize = 600;
+/// A healthy run takes seconds.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// One thread's file and what must be in it.
+struct Worker {
+    rng: Rng,
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Worker {
+    fn run(&mut self, steps: usize) {
+        let mut file = self.open();
+        for step in 0..steps {
+            match self.rng.u8(0..12) {
+                0..5 => self.write(&file),
+                5..9 => self.read(&file, step),
+                9 => self.cut(&file),
+                10 => file.sync_data().expect("fdatasync"),
+                _ => {
+                    self.rename();
+                    file = self.open();
+                }
+            }
+        }
+    }
+
+    fn open(&self) -> File {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.open(&self.path).expect("open")
+    }
+
+    fn write(&mut self, file: &File) {
+        let at = self.rng.usize(0..SIZE_MAX - 1);
+        let piece = vec![self.rng.u8(1..); self.rng.usize(1..(SIZE_MAX - at).min(20_000))];
+        file.write_all_at(&piece, at as u64).expect("write");
+        let end = at + piece.len();
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes.splice(at..end, piece);
+    }
+
+    /// Reads what the kernel had to forget first, so that a READ comes to the daemon.
+    fn read(&mut self, file: &File, step: usize) {
+        if self.rng.bool() {
+            file.sync_data().expect("fdatasync");
+            fadvise(file, 0, None, Advice::DontNeed).expect("fadvise");
+        }
+        let at = self.rng.usize(0..=self.bytes.len());
+        let want = &self.bytes[at..(at + 50_000).min(self.bytes.len())];
+        let mut got = vec![0; want.len()];
+        file.read_exact_at(&mut got, at as u64).expect("read");
+        let differs = got.iter().zip(want).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{}: step {step}: from {at}", self.path.display());
+        let size = file.metadata().expect("stat").len();
+        assert_eq!(
+            size,
+            self.bytes.len() as u64,
+            "{}: step {step}",
+            self.path.display()
+        );
+    }
+
+    fn cut(&mut self, file: &File) {
+        let size = self.rng.usize(0..SIZE_MAX);
+        file.set_len(size as u64).expect("truncate");
+        self.bytes.resize(size, 0);
+    }
+
+    fn rename(&mut self) {
+        let folder = self.path.parent().expect("a folder").to_owned();
+        let stem = self
+            .path
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        let stem = stem.split('.').next().unwrap_or_default();
+        let to = folder.join(format!("{stem}.{}", self.rng.u32(..)));
+        fs::rename(&self.path, &to).expect("rename");
+        self.path = to;
+    }
+}
+
+/// Folders come and go until told to stop.
+fn churn(root: &Path, seed: u64, stop: &AtomicBool) {
+    let mut rng = Rng::with_seed(seed);
+    while !stop.load(Ordering::Relaxed) {
+        let (from, to) = (root.join(format!("d{seed}")), root.join(format!("e{seed}")));
+        fs::create_dir(&from).expect("mkdir");
+        for n in 0..rng.usize(1..20) {
+            fs::write(from.join(format!("f{n}")), [7; 100]).expect("a file");
+        }
+        fs::rename(&from, &to).expect("rename");
+        assert!(fs::read_dir(&to).expect("a listing").count() > 0);
+        fs::remove_dir_all(&to).expect("rm -r");
+    }
+}
+
+/// Ends the connection to the daemon when `work` does not end: what waits in the kernel fails then.
+fn watched<T: Send>(mount: &Mount, work: impl FnOnce() -> T + Send) -> T {
+    let dev = fs::metadata(mount.path()).expect("the mount").st_dev();
+    let connections = Path::new("/sys/fs/fuse/connections");
+    if !connections
+        .join("..")
+        .join("connections")
+        .read_dir()
+        .is_ok_and(|mut dir| dir.next().is_some())
+    {
+        let status = Command::new("mount")
+            .args(["-t", "fusectl", "fusectl"])
+            .arg(connections)
+            .status();
+        assert!(
+            status.expect("mount").success(),
+            "fusectl is needed to end a mount that sticks"
+        );
+    }
+    let abort = connections.join(rustix::fs::minor(dev).to_string()).join("abort");
+    assert!(abort.exists(), "{}", abort.display());
+    let (done, wait) = channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the mount sticks: aborted");
+                fs::write(&abort, "1").expect("abort");
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+#[test]
+fn locks_go_at_any_moment_under_a_real_mount() {
+    let steps = std::env::var("REHEARSAL_STEPS")
+        .ok()
+        .map_or(STEPS, |n| n.parse().expect("a number"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = folder.path().join("image");
+    File::create(&image)
+        .and_then(|f| f.set_len(256 << 20))
+        .expect("an image");
+    ours::mkfs(&image, &["-p", "lock_nolock"]);
+    for seed in [3, 4] {
+        let seed_text = seed.to_string();
+        let mount =
+            Mount::try_new_in(&image, "strictatime", &[("FUSE_GFS2_REHEARSE", &seed_text)]).expect("a mount");
+        let stop = AtomicBool::new(false);
+        let workers = watched(&mount, || {
+            std::thread::scope(|scope| {
+                let root = mount.path();
+                let churning = scope.spawn({
+                    let (root, stop) = (root.clone(), &stop);
+                    move || churn(&root, seed, stop)
+                });
+                let threads: Vec<_> = (0..4)
+                    .map(|n| {
+                        let path = root.join(format!("w{seed}-{n}"));
+                        let rng = Rng::with_seed(seed * 100 + n);
+                        let mut worker = Worker {
+                            rng,
+                            path,
+                            bytes: Vec::new(),
+                        };
+                        scope.spawn(move || {
+                            worker.run(steps);
+                            worker
+                        })
+                    })
+                    .collect();
+                let workers: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+                stop.store(true, Ordering::Relaxed);
+                churning.join().expect("the churn");
+                workers
+            })
+        });
+        let root = mount.path();
+        mount.unmount();
+        let check = Command::new("fsck.gfs2")
+            .arg("-n")
+            .arg(&image)
+            .output()
+            .expect("fsck.gfs2");
+        assert!(
+            check.status.success(),
+            "seed {seed}: {}",
+            String::from_utf8_lossy(&check.stdout)
+        );
+        let mount = Mount::new(&image, "ro");
+        for worker in workers {
+            let worker = worker.expect("a worker");
+            let name = worker.path.strip_prefix(&root).expect("below the mount");
+            assert!(
+                fs::read(mount.join(name)).expect("a file") == worker.bytes,
+                "{}",
+                name.display()
+            );
+        }
+        mount.unmount();
+    }
+}
