@@ -111,6 +111,9 @@ impl<M: Membership> MembershipThread<M> {
             self.shared.wake_if_due(&host);
             let dead = host.dead().is_some();
             if dead || (self.shared.stop.load(Ordering::Acquire) && host.is_quiet()) {
+                drop(host);
+                // The network's thread may sleep because a request was waiting for us when it looked last.
+                self.shared.poller.wake();
                 // A node that is dead drops out of the membership with this thread: its peers must not wait for it.
                 return;
             }
