@@ -128,7 +128,7 @@ impl Host {
 
     /// Is there nothing left that somebody waits for?
     pub(super) fn is_quiet(&self) -> bool {
-        self.requests.is_empty() && self.closing.is_none()
+        self.dead.is_some() || (self.requests.is_empty() && self.closing.is_none())
     }
 
     /// When [`Host::turn`] has something to do.
@@ -315,6 +315,10 @@ impl Host {
     }
 
     pub(super) fn carry_out(&mut self, actions: Vec<Action>) {
+        // The membership's thread of a dead node is gone: nobody would ever take a request.
+        if self.dead.is_some() {
+            return;
+        }
         for action in actions {
             self.carry_out_one(action);
         }

@@ -27,12 +27,20 @@ pub(super) fn network(shared: &Arc<Shared>) {
     loop {
         let timeout = {
             let mut host = shared.host.lock();
-            if shared.stop.load(Ordering::Acquire) && host.is_quiet() {
+            let stopping = shared.stop.load(Ordering::Acquire);
+            if stopping && host.is_quiet() {
                 return;
             }
             host.sleeps_until = host.deadline();
-            host.sleeps_until
-                .map(|at| at.saturating_duration_since(Instant::now()))
+            let timeout = host
+                .sleeps_until
+                .map(|at| at.saturating_duration_since(Instant::now()));
+            // What is waited for at the end is the other thread's to do.
+            if stopping {
+                Some(timeout.map_or(MEMBERSHIP_WAIT, |t| t.min(MEMBERSHIP_WAIT)))
+            } else {
+                timeout
+            }
         };
         ready.clear();
         if let Err(e) = shared.poller.wait(timeout, &mut ready) {
