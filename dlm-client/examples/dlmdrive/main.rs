@@ -8,6 +8,7 @@
 mod device;
 mod ours;
 mod party;
+mod report;
 mod serve;
 mod stream;
 

@@ -12,11 +12,12 @@ use dlm_client::membership::corosync::CorosyncMembership;
 use dlm_client::transport::{Poller, TcpTransport};
 use dlm_client::wire::Version;
 use dlm_client::{
-    Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LockError, LockId, Lockspace, Lvb, Mode, NodeId, Plock,
-    PlockOp, Status,
+    Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LockId, Lockspace, Lvb, Mode, NodeId, Plock,
+    PlockOp,
 };
 
 use crate::party::{Node, Report, hex};
+use crate::report::{refused, report};
 
 /// How long a join or a leave may take.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -32,62 +33,6 @@ struct Space {
 pub(crate) struct WireNode {
     dlm: WireDlm,
     space: Option<Space>,
-}
-
-fn refused(error: &LockError) -> String {
-    match error {
-        LockError::Busy(_) => "busy".to_owned(),
-        LockError::InvalidFlags { .. } => "invalid".to_owned(),
-        LockError::NothingToCancel(_) => "nothing to cancel".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// The status in the numbers of the device.
-pub(crate) fn number(status: Status) -> i32 {
-    match status {
-        Status::Granted => 0,
-        Status::Again => -11,
-        Status::Deadlock => -35,
-        Status::Unlocked => -0x1_0002,
-        Status::Canceled => -0x1_0001,
-        Status::TimedOut => -110,
-        Status::Err(errno) => -errno,
-    }
-}
-
-/// An event as a report.
-pub(crate) fn report(event: &Event) -> Report {
-    match event {
-        Event::Cast(cast) => Report::Cast {
-            token: cast.token,
-            status: number(cast.status),
-            sb: cast.sb.bits(),
-            lvb: cast.lvb,
-        },
-        Event::Bast { token, mode, .. } => Report::Bast {
-            token: *token,
-            mode: *mode,
-        },
-        Event::RecoverPrep => Report::Other("prepare".to_owned()),
-        Event::RecoverSlot { failed } => {
-            Report::Other(format!("failed node {} slot {}", failed.node.0, failed.slot))
-        }
-        Event::RecoverDone {
-            slots,
-            our_slot,
-            generation,
-        } => {
-            let slots: Vec<String> = slots.iter().map(|s| format!("{}:{}", s.slot, s.node.0)).collect();
-            Report::Other(format!(
-                "done generation {generation} our slot {our_slot} slots {}",
-                slots.join(" ")
-            ))
-        }
-        Event::Plock(done) => Report::Other(format!("plock {} {:?}", done.token, done.status)),
-        Event::Fatal(error) => Report::Other(format!("fatal {error}")),
-        other => Report::Other(format!("{other:?}")),
-    }
 }
 
 impl WireNode {

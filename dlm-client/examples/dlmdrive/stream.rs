@@ -17,11 +17,15 @@ const LOCKS: usize = 12;
 const TRIPS: u64 = 1000;
 
 /// A lock as it must be after what was heard.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Lock {
     held: Option<Mode>,
     /// The mode asked for and the flags, while that is undecided.
     wanted: Option<(Option<Mode>, Lkf)>,
+    /// The value block last given with a call.
+    given: String,
+    /// Has it asked for the value block? The device gives a lock no place for one when it is unlocked.
+    block: bool,
 }
 
 struct Stream<'a, 'b> {
@@ -99,24 +103,28 @@ impl Stream<'_, '_> {
             flags |= Lkf::IVVALBLK;
         }
         self.locks[at].wanted = Some((Some(mode), flags));
-        format!("convert {at} {mode} {:x} {}", flags.bits(), self.block())
+        format!("convert {at} {mode} {:x} {}", flags.bits(), self.block(at))
     }
 
     fn unlock(&mut self, at: usize) -> String {
-        let flags = bits(&mut self.random, &[(Lkf::VALBLK, 60), (Lkf::IVVALBLK, 8)]);
+        let mut flags = bits(&mut self.random, &[(Lkf::VALBLK, 60), (Lkf::IVVALBLK, 8)]);
+        if !self.locks[at].block {
+            flags.remove(Lkf::VALBLK);
+        }
         self.locks[at].wanted = Some((None, flags));
-        format!("unlock {at} {:x} {}", flags.bits(), self.block())
+        format!("unlock {at} {:x} {}", flags.bits(), self.block(at))
     }
 
-    fn block(&mut self) -> String {
+    fn block(&mut self, at: usize) -> String {
         let bytes: Vec<u8> = (0..32).map(|_| self.random.u8(..)).collect();
-        hex(&bytes)
+        self.locks[at].given = hex(&bytes);
+        self.locks[at].given.clone()
     }
 
     /// The next operation: its lock and its command.
     fn choose(&mut self) -> (usize, String) {
         let at = self.random.usize(1..=LOCKS);
-        let lock = self.locks[at];
+        let lock = &self.locks[at];
         let dice = self.random.u32(0..100);
         let command = match (lock.wanted, lock.held) {
             (None, None) => self.request(at),
@@ -124,8 +132,8 @@ impl Stream<'_, '_> {
             (None, Some(from)) => self.convert(at, from),
             (Some(_), _) if dice < 50 => format!("cancel {at}"),
             (Some(_), Some(_)) if dice < 70 => format!("convert {at} NL 0 -"),
-            (Some(_), _) if dice < 85 => format!("unlock {at} 0 -"),
             (Some(_), _) => {
+                // The kernel also takes an unforced unlock when the lock is only queued; our contract does not.
                 let flags = Lkf::FORCEUNLOCK;
                 format!("unlock {at} {:x} -", flags.bits())
             }
@@ -156,11 +164,14 @@ impl Stream<'_, '_> {
                 lock.held = Some(mode);
                 // Only a transition that reads says anything of the resource's block.
                 let reads = transfer(before.unwrap_or(Mode::Nl), mode) == LvbMove::Read;
+                // Of a resource without a block the device gives back what it was given, or zeros.
+                let none = block == lock.given || block.bytes().all(|digit| digit == b'0');
+                let block = if none { "-" } else { block };
                 if reads && flags.contains(Lkf::VALBLK) {
                     said.push_str(&format!(" {block}"));
                 }
             }
-            -0x1_0002 => lock.held = None,
+            -0x1_0002 => *lock = Lock::default(),
             _ if sbflags & 1 != 0 => lock.held = Some(Mode::Nl),
             _ => {}
         }
@@ -205,7 +216,7 @@ pub(crate) fn play(
     };
     for _ in 0..count {
         let (at, command) = stream.choose();
-        let before = stream.locks[at];
+        let before = stream.locks[at].clone();
         say(&command);
         let nodes = stream.parties.len();
         if let Err(error) = stream.parties[at % nodes].ask(&command) {
@@ -214,6 +225,8 @@ pub(crate) fn play(
             if before.wanted.is_none() {
                 stream.locks[at].wanted = None;
             }
+        } else if let Some((_, flags)) = stream.locks[at].wanted {
+            stream.locks[at].block |= flags.contains(Lkf::VALBLK);
         }
         stream.settle()?;
         for node in 0..nodes {
@@ -230,7 +243,7 @@ pub(crate) fn play(
 fn finish(stream: &mut Stream<'_, '_>) -> Result<(), String> {
     let nodes = stream.parties.len();
     for at in 1..=LOCKS {
-        let lock = stream.locks[at];
+        let lock = &stream.locks[at];
         if lock.held.is_some() || lock.wanted.is_some() {
             let _ended_meanwhile = stream.parties[at % nodes].ask(&format!("unlock {at} 20000 -"));
             stream.settle()?;
