@@ -3,6 +3,7 @@
 //! Sources: FEATURES.md 1.1 (GFS2's own), mount(8) (the generic ones). Invariant: an option is never ignored
 //! silently unless the original ignores it too.
 
+use super::memory::{LEAST, parse_size};
 use std::fmt;
 
 /// What to do after corruption was met (`errors=`).
@@ -58,6 +59,8 @@ pub struct MountOptions {
     pub barrier: bool,
     /// `writeback_cache`: the kernel keeps writes and writes them back later.
     pub writeback_cache: bool,
+    /// `memory=`, bytes; 0: by the machine's memory.
+    pub memory: usize,
     /// Access times.
     pub atime: Atime,
     /// `nodiratime`.
@@ -95,6 +98,7 @@ impl Default for MountOptions {
             statfs_percent: 0,
             barrier: true,
             writeback_cache: false,
+            memory: 0,
             atime: Atime::Relative,
             nodiratime: false,
             sync: false,
@@ -203,6 +207,7 @@ const KNOWN: &[&str] = &[
     "nobarrier",
     "writeback_cache",
     "nowriteback_cache",
+    "memory=",
     "discard",
     "nodiscard",
     "rgrplvb",
@@ -328,6 +333,10 @@ impl MountOptions {
             ("nobarrier", None) => self.barrier = false,
             ("writeback_cache", None) => self.writeback_cache = true,
             ("nowriteback_cache", None) => self.writeback_cache = false,
+            ("memory", Some(v)) => match parse_size(v) {
+                Some(bytes) if bytes >= LEAST => self.memory = bytes,
+                _ => return Err(Some("wants a size of at least 16M, such as 512M or 2G".into())),
+            },
             ("commit", Some(v)) => self.commit_secs = number(v, 1, u32::MAX)?,
             ("statfs_quantum", Some(v)) => self.statfs_quantum_secs = number(v, 0, u32::MAX)?,
             ("statfs_percent", Some(v)) => self.statfs_percent = number(v, 0, 100)? as u8,
