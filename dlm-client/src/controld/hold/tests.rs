@@ -31,7 +31,11 @@ fn sifted(hold: &mut Hold, actions: &[Action]) -> Vec<Action> {
 
 #[test]
 fn nothing_is_held_in_ordinary_times() {
-    let actions = [start(1, true, &[]), order(Order::Stop), start(2, false, &[(2, true)])];
+    let actions = [
+        start(1, true, &[]),
+        order(Order::Stop),
+        start(2, false, &[(2, true)]),
+    ];
     assert_eq!(sifted(&mut Hold::default(), &actions), actions);
 }
 
@@ -40,7 +44,10 @@ fn a_start_waits_for_the_end_of_the_suspension() {
     let mut hold = Hold::default();
     let actions = [Action::Suspend, start(1, true, &[])];
     assert_eq!(sifted(&mut hold, &actions), [Action::Suspend]);
-    assert_eq!(sifted(&mut hold, &[Action::Resume]), [Action::Resume, start(1, true, &[])]);
+    assert_eq!(
+        sifted(&mut hold, &[Action::Resume]),
+        [Action::Resume, start(1, true, &[])]
+    );
     assert_eq!(sifted(&mut hold, &[order(Order::Stop)]), [order(Order::Stop)]);
 }
 
@@ -55,7 +62,10 @@ fn an_overtaken_start_is_not_given_but_what_it_told_of_the_gone_is() {
     ];
     assert_eq!(sifted(&mut hold, &actions), [Action::Suspend, Action::Resume]);
     let next = [start(2, false, &[(3, true)])];
-    assert_eq!(sifted(&mut hold, &next), [start(2, true, &[(3, true), (2, true)])]);
+    assert_eq!(
+        sifted(&mut hold, &next),
+        [start(2, true, &[(3, true), (2, true)])]
+    );
     // And only once.
     assert_eq!(sifted(&mut hold, &[start(3, false, &[])]), [start(3, false, &[])]);
 }
