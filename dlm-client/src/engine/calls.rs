@@ -302,8 +302,8 @@ impl Engine {
                 return;
             }
         }
-        // The other flags of an outstanding operation stay; a value block is written only if this call brings it.
-        lock.exflags = (lock.exflags & !(Lkf::VALBLK | Lkf::IVVALBLK | Lkf::CANCEL)) | flags;
+        // As in the kernel the flags of the operation before stay in force, VALBLK and IVVALBLK too.
+        lock.exflags = (lock.exflags & !Lkf::CANCEL) | flags;
         lock.sbflags = SbFlags::empty();
         set_lvb(lock, true, lvb);
         let rsb = lock.rsb;
