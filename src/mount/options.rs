@@ -3,6 +3,8 @@
 //! Sources: FEATURES.md 1.1 (GFS2's own), mount(8) (the generic ones). Invariant: an option is never ignored
 //! silently unless the original ignores it too.
 
+use super::memory::{LEAST, parse_size};
+use crate::fuse::Transport;
 use std::fmt;
 
 /// What to do after corruption was met (`errors=`).
@@ -58,6 +60,10 @@ pub struct MountOptions {
     pub barrier: bool,
     /// `writeback_cache`: the kernel keeps writes and writes them back later.
     pub writeback_cache: bool,
+    /// `io_uring`, `no_io_uring`: how the kernel's requests come.
+    pub transport: Transport,
+    /// `memory=`, bytes; 0: by the machine's memory.
+    pub memory: usize,
     /// Access times.
     pub atime: Atime,
     /// `nodiratime`.
@@ -95,6 +101,8 @@ impl Default for MountOptions {
             statfs_percent: 0,
             barrier: true,
             writeback_cache: false,
+            transport: Transport::Auto,
+            memory: 0,
             atime: Atime::Relative,
             nodiratime: false,
             sync: false,
@@ -203,6 +211,9 @@ const KNOWN: &[&str] = &[
     "nobarrier",
     "writeback_cache",
     "nowriteback_cache",
+    "io_uring",
+    "no_io_uring",
+    "memory=",
     "discard",
     "nodiscard",
     "rgrplvb",
@@ -328,6 +339,12 @@ impl MountOptions {
             ("nobarrier", None) => self.barrier = false,
             ("writeback_cache", None) => self.writeback_cache = true,
             ("nowriteback_cache", None) => self.writeback_cache = false,
+            ("io_uring", None) => self.transport = Transport::Ring,
+            ("no_io_uring", None) => self.transport = Transport::Device,
+            ("memory", Some(v)) => match parse_size(v) {
+                Some(bytes) if bytes >= LEAST => self.memory = bytes,
+                _ => return Err(Some("wants a size of at least 16M, such as 512M or 2G".into())),
+            },
             ("commit", Some(v)) => self.commit_secs = number(v, 1, u32::MAX)?,
             ("statfs_quantum", Some(v)) => self.statfs_quantum_secs = number(v, 0, u32::MAX)?,
             ("statfs_percent", Some(v)) => self.statfs_percent = number(v, 0, 100)? as u8,
@@ -462,7 +479,7 @@ mod tests {
                      upgrade,nodebug,acl,noacl,suiddir,nosuiddir,data=ordered,data=writeback,nodiscard,commit=5,\
                      errors=withdraw,errors=deactivate,statfs_quantum=0,statfs_percent=100,quota_quantum=60,noquota,\
                      quota=off,barrier,nobarrier,rgrplvb,norgrplvb,loccookie,noloccookie,rw,noatime,relatime,\
-                     strictatime,lazytime,nodiratime,sync,dirsync,nosuid,nodev,noexec,defaults,_netdev,nofail,\
+                     strictatime,lazytime,nodiratime,sync,dirsync,nosuid,nodev,noexec,defaults,_netdev,nofail,io_uring,\
                      x-systemd.automount,comment=x,noauto,spectator";
         let options = parse(taken).unwrap();
         assert!(options.spectator && options.read_only && !options.barrier && options.commit_secs == 5);
@@ -495,6 +512,10 @@ mod tests {
     #[test]
     fn later_words_win() {
         assert!(!parse("ro,rw").unwrap().read_only);
+        let transport = |text| parse(text).unwrap().transport;
+        assert_eq!(transport("ro"), Transport::Auto);
+        assert_eq!(transport("no_io_uring,io_uring"), Transport::Ring);
+        assert_eq!(transport("io_uring,no_io_uring"), Transport::Device);
         assert!(!parse("user,dev,suid,exec").unwrap().nodev);
         assert!(parse("users").unwrap().noexec);
         assert_eq!(parse("noatime,strictatime").unwrap().atime, Atime::Strict);
