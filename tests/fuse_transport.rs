@@ -243,6 +243,12 @@ fn mkdir(path: &Path) -> Child {
     command.spawn().expect("mkdir")
 }
 
+fn stat(path: &Path) -> Child {
+    let mut command = Command::new("stat");
+    command.arg(path).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("stat")
+}
+
 /// Waits for the end of a process, which must come while it is killed and not when the lock is given back.
 fn end_of(child: &mut Child) -> std::process::ExitStatus {
     let mut status = None;
@@ -294,11 +300,7 @@ fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
     fs::create_dir(rig.join("free")).unwrap();
     let lock = rig.hold(&rig.join("held"));
     let before = rig.waits();
-    let look = |n: u32| {
-        let mut command = Command::new("stat");
-        command.arg(rig.join(&format!("held/{n}"))).stderr(Stdio::null());
-        command.spawn().expect("stat")
-    };
+    let look = |n: u32| stat(&rig.join(&format!("held/{n}")));
     let mut waiting: Vec<Child> = (0..90).map(look).collect();
     until("ninety requests that wait", || rig.waits() >= before + 90);
     for n in 0..20 {
@@ -571,14 +573,14 @@ fn the_end_of_a_connection_ends_what_waits(transport: Transport) {
     }
     let lock = rig.hold(&rig.join("held"));
     let before = rig.waits();
-    let mut waiting: Vec<Child> = (0..3).map(|n| mkdir(&rig.join(&format!("held/{n}")))).collect();
+    let mut waiting: Vec<Child> = (0..3).map(|n| stat(&rig.join(&format!("held/{n}")))).collect();
     until("three requests that wait", || rig.waits() >= before + 3);
     let abort = connections.join(rustix::fs::minor(dev).to_string()).join("abort");
     fs::write(abort, "1").unwrap();
     for child in &mut waiting {
         assert!(!end_of(child).success());
     }
-    let error = fs::metadata(rig.join("held")).unwrap_err();
+    let error = File::create(rig.join("new")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
     drop(lock);
     rustix::mount::unmount(rig.folder.path(), rustix::mount::UnmountFlags::DETACH).unwrap();

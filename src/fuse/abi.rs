@@ -104,7 +104,6 @@ layout! {
     NotifyDelete 24 { parent: u64, child: u64, namelen: u32, padding: u32 }
     /// Followed by the bytes.
     NotifyStore 24 { nodeid: u64, offset: u64, size: u32, padding: u32 }
-    NotifyRetrieve 32 { notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32 }
     /// Followed by the node ids.
     NotifyPrune 16 { count: u32, padding: u32, spare: u64 }
     /// What of an entry of a ring is neither header nor payload.
@@ -190,7 +189,6 @@ pub(super) mod notify {
     pub(in super::super) const INVAL_INODE: i32 = 2;
     pub(in super::super) const INVAL_ENTRY: i32 = 3;
     pub(in super::super) const STORE: i32 = 4;
-    pub(in super::super) const RETRIEVE: i32 = 5;
     pub(in super::super) const DELETE: i32 = 6;
     pub(in super::super) const INC_EPOCH: i32 = 8;
     pub(in super::super) const PRUNE: i32 = 9;

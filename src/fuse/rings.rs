@@ -6,13 +6,12 @@
 //! than most requests do. The kernel gives a request to the entry that was used last.
 //!
 //! Invariants: a thread that sleeps (before a lock, a device) keeps its own entry and nothing else, the others of its
-//! queue go on being used; a queue has [`DEPTH_FIRST`] of them, and gets as many again whenever fewer than [`RESERVE`]
-//! are free, until all queues together have as many as the crew of the device may have threads: as many requests can
-//! wait. Each has 1 MiB of address space for payload, of which it keeps 64 KiB once it has nothing to do. Entries are
-//! never taken back before the mount ends: the kernel has no way to. FORGET, INTERRUPT and notifications go by the
-//! device as ever, where the crew reads.
+//! queue go on being used. All entries are there from the beginning, as many as the crew of the device may have threads:
+//! one made later would not be given what waits already, for the kernel looks at a queue only when an entry has answered
+//! (and it has no way to take an entry back). An entry has 1 MiB of address space for payload, of which it keeps 64 KiB
+//! once it has nothing to do. FORGET, INTERRUPT and notifications go by the device as ever, where the crew reads.
 
-use super::abi::{self, InHeader, Opcode, ring};
+use super::abi::{InHeader, Opcode, ring};
 use super::crew::{Crew, THREADS_MAX};
 use super::front::{MAX_IO, Scratch, Target};
 use super::interrupt::Slot;
@@ -28,26 +27,20 @@ use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 /// Whether the kernel hands out requests by io_uring; writable for root.
 const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 /// The processors there may ever be: the kernel has a queue for each.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
-/// The bound of a queue's threads is that of the crew's shared out, but not less than this.
+/// Threads of a queue, at least.
 const DEPTH_MIN: usize = 16;
-/// Threads of a queue to begin with.
-const DEPTH_FIRST: usize = 4;
-/// With fewer threads that wait for requests than this a queue gets more.
-const RESERVE: usize = 2;
 /// How often requests that sleep are looked at.
 const LOOK: Duration = Duration::from_millis(200);
-/// Numbers of requests that we cause ourselves begin here; the kernel's own do not get there.
-const POKES: u64 = 1 << 62;
 /// With more processors than this the device is used.
 const QUEUES_MAX: usize = 128;
 
@@ -139,21 +132,8 @@ fn count_list(text: &str) -> Option<usize> {
     Some(count)
 }
 
-/// One queue.
-#[derive(Debug, Default)]
-struct Queue {
-    /// Its threads.
-    threads: AtomicUsize,
-    /// Those that wait for a request.
-    idle: AtomicUsize,
-    /// More are on their way.
-    growing: AtomicBool,
-}
-
 #[derive(Debug, Default)]
 struct Tasks {
-    /// Queues that need more threads.
-    grow: Vec<usize>,
     /// Threads sleep: their processes may be killed.
     look: bool,
     /// The mount has ended.
@@ -163,9 +143,6 @@ struct Tasks {
 #[derive(Debug)]
 struct Shared {
     crew: Arc<Crew>,
-    queues: Vec<Queue>,
-    /// Threads of a queue at most.
-    depth: usize,
     /// `Tasks::look` is set.
     looking: AtomicBool,
     tasks: Mutex<Tasks>,
@@ -183,12 +160,8 @@ pub(super) struct Rings {
 impl Rings {
     /// Begins to take requests by rings, once INIT has agreed on it. Where that fails the kernel goes back to the device.
     pub(super) fn start(crew: &Arc<Crew>) -> Self {
-        let count = queues();
-        let queues = *count.as_ref().unwrap_or(&1);
         let shared = Arc::new(Shared {
             crew: Arc::clone(crew),
-            queues: (0..queues).map(|_| Queue::default()).collect(),
-            depth: (THREADS_MAX / queues.max(1)).max(DEPTH_MIN),
             looking: AtomicBool::new(false),
             tasks: Mutex::default(),
             wake: Condvar::new(),
@@ -199,7 +172,7 @@ impl Rings {
             .name("gfs2-ring-keep".into())
             .spawn(move || keeping.keep());
         let (keeper, begun) = match keeper {
-            Ok(keeper) => (Some(keeper), count.and_then(|_| shared.begin())),
+            Ok(keeper) => (Some(keeper), shared.begin()),
             Err(error) => (None, Err(error)),
         };
         if let Err(error) = begun {
@@ -213,7 +186,6 @@ impl Rings {
     pub(super) fn join(self) {
         self.shared.tasks.lock().over = true;
         self.shared.wake.notify_one();
-        // It begins threads: it ends before they are counted.
         let mut panics = self
             .keeper
             .map_or(0, |keeper| usize::from(keeper.join().is_err()));
@@ -228,20 +200,20 @@ impl Rings {
 }
 
 impl Shared {
-    /// The first threads of all queues.
+    /// Begins the threads of all queues.
     fn begin(self: &Arc<Self>) -> io::Result<()> {
-        // The kernel begins when every queue has an entry.
-        for queue in 0..self.queues.len() {
-            self.add(queue, 1)?;
+        let queues = queues()?;
+        let depth = (THREADS_MAX / queues).max(DEPTH_MIN);
+        // The kernel begins when the last queue has its first entry: the others are complete then.
+        let (last, others) = (queues - 1, 0..queues - 1);
+        for queue in others {
+            self.add(queue, depth)?;
         }
-        for queue in 0..self.queues.len() {
-            self.grow(queue, DEPTH_FIRST - 1);
+        self.add(last, 1)?;
+        if let Err(error) = self.add(last, depth - 1) {
+            tracing::warn!("fewer requests can wait at a time than should: {error}");
         }
-        tracing::debug!(
-            queues = self.queues.len(),
-            depth = self.depth,
-            "requests come by io_uring"
-        );
+        tracing::debug!(queues, depth, "requests come by io_uring");
         Ok(())
     }
 
@@ -259,45 +231,23 @@ impl Shared {
         results.iter().take(count).collect()
     }
 
-    /// Adds threads to a queue that has some. False: not all that should be.
-    fn grow(self: &Arc<Self>, queue: usize, count: usize) -> bool {
-        let grown = self.add(queue, count);
-        if let Err(error) = &grown {
-            tracing::warn!(queue, "fewer requests can wait at a time than should: {error}");
-        }
-        grown.is_ok()
-    }
-
-    /// The life of the thread that sees to the others. It is on no particular processor, so those it begins are not.
-    fn keep(self: &Arc<Self>) {
+    /// The life of the thread that looks at those who sleep.
+    fn keep(&self) {
         let mut seen = Vec::new();
         let mut tasks = self.tasks.lock();
         while !tasks.over {
-            if let Some(queue) = tasks.grow.pop() {
-                MutexGuard::unlocked(&mut tasks, || {
-                    if let Some(state) = self.queues.get(queue) {
-                        let now = state.threads.load(Ordering::SeqCst);
-                        let grown = self.grow(queue, now.min(self.depth.saturating_sub(now)));
-                        // At its bound, or where there are no more to be had, it asks no more.
-                        let full = !grown || state.threads.load(Ordering::SeqCst) >= self.depth;
-                        state.growing.store(full, Ordering::SeqCst);
-                        // The new ones may all have found work before anybody could ask again.
-                        self.ask(state, queue, state.idle.load(Ordering::SeqCst));
-                    }
-                });
-            } else if tasks.look {
-                self.wake.wait_for(&mut tasks, LOOK);
-                // Whoever goes to sleep from here on says so again.
-                tasks.look = false;
-                self.looking.store(false, Ordering::SeqCst);
-                let more =
-                    MutexGuard::unlocked(&mut tasks, || self.crew.desk().look_at_the_waiting(&mut seen));
-                if more {
-                    tasks.look = true;
-                    self.looking.store(true, Ordering::SeqCst);
-                }
-            } else {
+            if !tasks.look {
                 self.wake.wait(&mut tasks);
+                continue;
+            }
+            self.wake.wait_for(&mut tasks, LOOK);
+            // Whoever goes to sleep from here on says so again.
+            tasks.look = false;
+            self.looking.store(false, Ordering::SeqCst);
+            let more = MutexGuard::unlocked(&mut tasks, || self.crew.desk().look_at_the_waiting(&mut seen));
+            if more {
+                tasks.look = true;
+                self.looking.store(true, Ordering::SeqCst);
             }
         }
     }
@@ -310,33 +260,12 @@ impl Shared {
         }
     }
 
-    /// A thread of a queue has a request: is there still one left for the next?
-    fn took(&self, state: &Queue, queue: usize) {
-        let idle = state.idle.fetch_sub(1, Ordering::SeqCst) - 1;
-        self.ask(state, queue, idle);
-    }
-
-    /// Asks for more threads if there are few left that wait for requests.
-    fn ask(&self, state: &Queue, queue: usize, idle: usize) {
-        if idle < RESERVE
-            && !state.growing.load(Ordering::SeqCst)
-            && !state.growing.swap(true, Ordering::SeqCst)
-        {
-            self.tasks.lock().grow.push(queue);
-            self.wake.notify_one();
-        }
-    }
-
     /// The life of a thread of a queue.
     fn work(self: &Arc<Self>, queue: usize, result: &Sender<io::Result<()>>) {
         stay_on(queue);
-        let Some(state) = self.queues.get(queue) else {
-            return;
-        };
-        let channel = self.crew.channel();
         let station = u16::try_from(queue)
             .map_err(|_| io::ErrorKind::InvalidInput.into())
-            .and_then(|queue| Station::new(channel, queue, MAX_IO as usize))
+            .and_then(|queue| Station::new(self.crew.channel(), queue, MAX_IO as usize))
             .and_then(|mut station| station.register().map(|()| station));
         let mut station = match station {
             Ok(station) => station,
@@ -345,28 +274,22 @@ impl Shared {
                 return;
             }
         };
-        if state.threads.fetch_add(1, Ordering::SeqCst) > 0 {
-            poke(channel);
-        }
         let slot = self.crew.desk().slot();
         slot.enter();
         let shared = Arc::clone(self);
         sleep::register(move || shared.look());
-        state.idle.fetch_add(1, Ordering::SeqCst);
         // Whoever counts may have given up.
         let _ = result.send(Ok(()));
-        if let Err(error) = self.serve(queue, state, &slot, &mut station) {
+        if let Err(error) = self.serve(&slot, &mut station) {
             tracing::error!(queue, "a ring has failed: {error}");
         }
         self.crew.desk().give_back(&slot);
     }
 
-    fn serve(&self, queue: usize, state: &Queue, slot: &Slot, station: &mut Station) -> io::Result<()> {
+    fn serve(&self, slot: &Slot, station: &mut Station) -> io::Result<()> {
         let mut place = Place::default();
         while station.next()? {
-            self.took(state, queue);
             place.serve(&self.crew, slot, station)?;
-            state.idle.fetch_add(1, Ordering::SeqCst);
         }
         Ok(())
     }
@@ -380,20 +303,6 @@ fn stay_on(queue: usize) {
         if let Err(error) = sched_setaffinity(None, &here) {
             tracing::debug!(queue, "a ring's thread runs anywhere: {error}");
         }
-    }
-}
-
-/// Has the kernel send a request to this processor's queue that asks nothing: an entry looks for requests that wait only
-/// when it has answered one, and those that found no entry free would not see this new one.
-fn poke(channel: &Channel) {
-    static UNIQUE: AtomicU64 = AtomicU64::new(POKES);
-    let fixed = abi::NotifyRetrieve {
-        notify_unique: UNIQUE.fetch_add(2, Ordering::Relaxed),
-        nodeid: abi::ROOT_ID,
-        ..Default::default()
-    };
-    if let Err(error) = channel.notify(abi::notify::RETRIEVE, fixed.as_bytes(), &[]) {
-        tracing::debug!("a queue is not looked at: {error}");
     }
 }
 
@@ -459,11 +368,6 @@ impl Place {
             reply.error(Errno::EIO);
             return 0;
         };
-        if header.opcode == Opcode::NOTIFY_REPLY as u32 {
-            // We have poked the queue.
-            reply.none();
-            return header.unique;
-        }
         crew.counters().count_by_ring();
         let given = (entry.payload_sz as usize).min(payload.len());
         put_head(&mut self.message, &header, headers, given);
