@@ -28,6 +28,10 @@ pub use report::{Collect, Control, Fate, Progress, Question, Reporter, Stage};
 use gfs2_format::Error;
 use gfs2_format::device::BlockDevice;
 use gfs2_format::log::LogTime;
+use std::time::Duration;
+
+/// [`Policy::memory`] when nothing else is said.
+pub const MEMORY: u64 = 64 << 20;
 
 /// What a check may do and how far it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +45,16 @@ pub struct Policy {
     pub force: bool,
     /// Repair in memory only, to see what would be done.
     pub dry_run: bool,
-    /// Memory for changes that are not written yet, in bytes.
+    /// Memory the check may take, in bytes. It takes more only where the volume cannot be checked in it (32 bytes for
+    /// each inode, two bits for each block where neighbours differ; what a run that writes nothing would have written),
+    /// and says so: [`Outcome::memory`].
     pub memory: u64,
     /// Blocks with several owners that are listed one by one, with their owners.
     pub duplicates_listed: usize,
+    /// Of a volume that several nodes may have mounted, with a journal that is not clean: look so long whether a node
+    /// writes a journal before anything is repaired. If one does, the check ends with an error of kind
+    /// [`std::io::ErrorKind::ResourceBusy`].
+    pub watch: Duration,
     /// Time for the headers of replayed journals.
     pub now: LogTime,
 }
@@ -58,8 +68,9 @@ impl Policy {
             preen: false,
             force: false,
             dry_run: false,
-            memory: 1 << 30,
+            memory: MEMORY,
             duplicates_listed: 65536,
+            watch: Duration::ZERO,
             now: LogTime::default(),
         }
     }
@@ -84,6 +95,8 @@ pub struct Outcome {
     pub warnings: u64,
     /// Errors that were repaired.
     pub corrected: u64,
+    /// Bytes that were needed, if that was more than [`Policy::memory`]; else 0.
+    pub memory: u64,
     /// Blocks that could not be read (each is an error, too).
     pub unreadable: u64,
     /// A fatal finding ended the check.

@@ -22,6 +22,9 @@ const READ_AHEAD_BATCH: usize = 128;
 /// Blocks between two wanted ones that are read rather than left out.
 const READ_ALONG: u64 = 4;
 
+/// Largest buffer that is kept for the next batch, in bytes.
+const SPARE_MAX: usize = 1 << 20;
+
 /// Locks a mutex of this driver. A thread that panicked with it locked may have left half a change behind: nobody
 /// may go on with that.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -31,8 +34,27 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 struct Lane {
     shard: Mutex<Shard>,
-    /// Told when a load ends.
+    /// Told when a load ends, if somebody waits for one.
     loaded: Condvar,
+}
+
+impl Lane {
+    /// Waits until something here has been loaded.
+    fn wait<'a>(&self, mut shard: MutexGuard<'a, Shard>) -> MutexGuard<'a, Shard> {
+        shard.waiters += 1;
+        let mut shard = self.loaded.wait(shard).expect("a thread panicked in the cache");
+        shard.waiters -= 1;
+        shard
+    }
+
+    /// Unlocks; what was being loaded may be there, or never come. Telling nobody costs a system call, too.
+    fn tell(&self, shard: MutexGuard<'_, Shard>) {
+        let waiters = shard.waiters;
+        drop(shard);
+        if waiters > 0 {
+            self.loaded.notify_all();
+        }
+    }
 }
 
 /// Figures of the cache.
@@ -54,6 +76,8 @@ pub struct BufferCache {
     lanes: Vec<Lane>,
     lane_limit: AtomicUsize,
     blocks_read: AtomicU64,
+    /// What the last batch was read into.
+    spare: Mutex<AlignedBuf>,
     data: DataCache,
 }
 
@@ -82,6 +106,7 @@ impl BufferCache {
             lanes: std::iter::repeat_with(Lane::default).take(SHARDS).collect(),
             lane_limit: AtomicUsize::new(0),
             blocks_read: AtomicU64::new(0),
+            spare: Mutex::new(AlignedBuf::zeroed(0)),
         };
         cache.set_limit(budget_bytes);
         cache
@@ -181,7 +206,7 @@ impl BufferCache {
                     return Err(two_owners(addr, buffer.owner, owner));
                 }
                 Some(Slot::Loading { .. }) => {
-                    shard = lane.loaded.wait(shard).expect("a thread panicked in the cache");
+                    shard = lane.wait(shard);
                 }
                 // Not here, or left over from the block's last life under another owner.
                 _ => break,
@@ -192,14 +217,12 @@ impl BufferCache {
         let result = self.read_device(addr);
         let mut shard = lock(&lane.shard);
         let own = shard.end_loading(addr, ticket, result.as_ref().ok(), self.lane_limit());
-        lane.loaded.notify_all();
-        if !own
-            && let Some(buffer) = shard.buffer_mut(addr)
-            && buffer.owner == owner
-        {
-            return Ok(Shard::touch(buffer));
-        }
-        result.map(|block| (block, 0))
+        let newer = match shard.buffer_mut(addr) {
+            Some(buffer) if !own && buffer.owner == owner => Some(Shard::touch(buffer)),
+            _ => None,
+        };
+        lane.tell(shard);
+        newer.map_or_else(|| result.map(|block| (block, 0)), Ok)
     }
 
     fn check_address(&self, addr: BlockAddr) -> FsResult<()> {
@@ -256,7 +279,11 @@ impl BufferCache {
             (first, (last.get() - first.get() + 1) as usize * len)
         };
         let total = batch.chunk_by(near).map(|run| span(run).1).sum();
-        let mut bytes = AlignedBuf::zeroed(total);
+        // Fresh memory would cost as much as the reading of it.
+        let mut bytes = std::mem::replace(&mut *lock(&self.spare), AlignedBuf::zeroed(0));
+        if bytes.len() < total {
+            bytes = AlignedBuf::zeroed(total);
+        }
         let mut requests: Vec<ReadRequest<'_>> = Vec::new();
         let mut rest = &mut bytes[..];
         for run in batch.chunk_by(near) {
@@ -280,13 +307,17 @@ impl BufferCache {
                 let at = start + (addr.get() - first.get()) as usize * len;
                 let block = good.then(|| Block::from(&bytes[at..at + len]));
                 let lane = self.lane(*addr);
-                lock(&lane.shard).end_loading(*addr, *ticket, block.as_ref(), self.lane_limit());
-                lane.loaded.notify_all();
+                let mut shard = lock(&lane.shard);
+                shard.end_loading(*addr, *ticket, block.as_ref(), self.lane_limit());
+                lane.tell(shard);
             }
             start += span;
         }
         if good {
             self.blocks_read.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        }
+        if bytes.len() <= SPARE_MAX {
+            *lock(&self.spare) = bytes;
         }
     }
 
@@ -304,8 +335,9 @@ impl BufferCache {
     pub fn drop_owner(&self, owner: GlockName) -> FsResult<()> {
         let mut pinned = None;
         for lane in &self.lanes {
-            pinned = lock(&lane.shard).drop_owner(owner).or(pinned);
-            lane.loaded.notify_all();
+            let mut shard = lock(&lane.shard);
+            pinned = shard.drop_owner(owner).or(pinned);
+            lane.tell(shard);
         }
         match pinned {
             None => Ok(()),
@@ -318,8 +350,9 @@ impl BufferCache {
     /// Forgets everything that is not pinned: after a recovery or a thaw, when others may have written.
     pub fn drop_clean(&self) {
         for lane in &self.lanes {
-            lock(&lane.shard).drop_clean();
-            lane.loaded.notify_all();
+            let mut shard = lock(&lane.shard);
+            shard.drop_clean();
+            lane.tell(shard);
         }
     }
 
@@ -367,8 +400,7 @@ impl BufferCache {
         if let Some(buffer) = shard.insert(addr, owner, block.clone(), version, self.lane_limit()) {
             buffer.pins = u32::from(pin);
         }
-        drop(shard);
-        lane.loaded.notify_all();
+        lane.tell(shard);
     }
 
     /// Takes one pin away.
@@ -391,8 +423,7 @@ impl BufferCache {
         let mut shard = lock(&lane.shard);
         let Some(buffer) = shard.buffer_mut(addr) else {
             shard.remove(addr);
-            drop(shard);
-            lane.loaded.notify_all();
+            lane.tell(shard);
             return None;
         };
         let owner = buffer.owner;

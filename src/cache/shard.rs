@@ -43,14 +43,53 @@ impl Slot {
     }
 }
 
+/// The blocks of one owner in a shard: an inode's are spread over all shards, so that there is mostly one.
+#[derive(Debug)]
+enum Owned {
+    One(BlockAddr),
+    Many(QuickSet<BlockAddr>),
+}
+
+impl Owned {
+    fn add(&mut self, addr: BlockAddr) {
+        match self {
+            Self::One(own) if *own == addr => {}
+            Self::One(own) => *self = Self::Many([*own, addr].into_iter().collect()),
+            Self::Many(all) => {
+                all.insert(addr);
+            }
+        }
+    }
+
+    /// True: nothing is left.
+    fn remove(&mut self, addr: BlockAddr) -> bool {
+        match self {
+            Self::One(own) => *own == addr,
+            Self::Many(all) => {
+                all.remove(&addr);
+                all.is_empty()
+            }
+        }
+    }
+
+    fn to_vec(&self) -> Vec<BlockAddr> {
+        match self {
+            Self::One(own) => vec![*own],
+            Self::Many(all) => all.iter().copied().collect(),
+        }
+    }
+}
+
 /// The blocks of one shard.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     slots: QuickMap<BlockAddr, Slot>,
-    owners: QuickMap<GlockName, QuickSet<BlockAddr>>,
+    owners: QuickMap<GlockName, Owned>,
     clock: VecDeque<(BlockAddr, u64)>,
     ticks: u64,
     ready: usize,
+    /// Threads that wait for a load to end.
+    pub(super) waiters: u32,
 }
 
 impl Shard {
@@ -86,7 +125,7 @@ impl Shard {
         self.ticks += 1;
         let ticket = self.ticks;
         self.slots.insert(addr, Slot::Loading { owner, ticket });
-        self.owners.entry(owner).or_default().insert(addr);
+        self.list(addr, owner);
         ticket
     }
 
@@ -122,7 +161,7 @@ impl Shard {
         self.ticks += 1;
         let tick = self.ticks;
         self.clock.push_back((addr, tick));
-        self.owners.entry(owner).or_default().insert(addr);
+        self.list(addr, owner);
         let buffer = Buffer {
             owner,
             block,
@@ -144,7 +183,7 @@ impl Shard {
         };
         let old = std::mem::replace(&mut buffer.owner, owner);
         self.unlist(addr, old);
-        self.owners.entry(owner).or_default().insert(addr);
+        self.list(addr, owner);
     }
 
     pub(super) fn remove(&mut self, addr: BlockAddr) {
@@ -154,18 +193,22 @@ impl Shard {
         }
     }
 
+    fn list(&mut self, addr: BlockAddr, owner: GlockName) {
+        let list = self.owners.entry(owner);
+        list.and_modify(|list| list.add(addr)).or_insert(Owned::One(addr));
+    }
+
     fn unlist(&mut self, addr: BlockAddr, owner: GlockName) {
-        if let Some(list) = self.owners.get_mut(&owner) {
-            list.remove(&addr);
-            if list.is_empty() {
-                self.owners.remove(&owner);
-            }
+        if let Some(list) = self.owners.get_mut(&owner)
+            && list.remove(addr)
+        {
+            self.owners.remove(&owner);
         }
     }
 
     /// Drops everything of `owner`; gives back a pinned block, which stays, when there is one.
     pub(super) fn drop_owner(&mut self, owner: GlockName) -> Option<BlockAddr> {
-        let list: Vec<BlockAddr> = self.owners.get(&owner)?.iter().copied().collect();
+        let list = self.owners.get(&owner)?.to_vec();
         let mut pinned = None;
         for addr in list {
             match self.slots.get(&addr) {

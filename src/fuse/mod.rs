@@ -19,8 +19,11 @@ mod interrupt;
 mod notify;
 mod reply;
 mod request;
+mod rings;
 mod session;
+mod station;
 
 pub use counters::Counters;
 pub use notify::Notifications;
+pub use rings::Transport;
 pub use session::{MountedFuse, ServeOptions, mount, serve};

@@ -4,6 +4,7 @@
 //! silently unless the original ignores it too.
 
 use super::memory::{LEAST, parse_size};
+use crate::fuse::Transport;
 use std::fmt;
 
 /// What to do after corruption was met (`errors=`).
@@ -59,6 +60,8 @@ pub struct MountOptions {
     pub barrier: bool,
     /// `writeback_cache`: the kernel keeps writes and writes them back later.
     pub writeback_cache: bool,
+    /// `io_uring`, `no_io_uring`: how the kernel's requests come.
+    pub transport: Transport,
     /// `memory=`, bytes; 0: by the machine's memory.
     pub memory: usize,
     /// Access times.
@@ -98,6 +101,7 @@ impl Default for MountOptions {
             statfs_percent: 0,
             barrier: true,
             writeback_cache: false,
+            transport: Transport::Auto,
             memory: 0,
             atime: Atime::Relative,
             nodiratime: false,
@@ -207,6 +211,8 @@ const KNOWN: &[&str] = &[
     "nobarrier",
     "writeback_cache",
     "nowriteback_cache",
+    "io_uring",
+    "no_io_uring",
     "memory=",
     "discard",
     "nodiscard",
@@ -333,6 +339,8 @@ impl MountOptions {
             ("nobarrier", None) => self.barrier = false,
             ("writeback_cache", None) => self.writeback_cache = true,
             ("nowriteback_cache", None) => self.writeback_cache = false,
+            ("io_uring", None) => self.transport = Transport::Ring,
+            ("no_io_uring", None) => self.transport = Transport::Device,
             ("memory", Some(v)) => match parse_size(v) {
                 Some(bytes) if bytes >= LEAST => self.memory = bytes,
                 _ => return Err(Some("wants a size of at least 16M, such as 512M or 2G".into())),
@@ -471,7 +479,7 @@ mod tests {
                      upgrade,nodebug,acl,noacl,suiddir,nosuiddir,data=ordered,data=writeback,nodiscard,commit=5,\
                      errors=withdraw,errors=deactivate,statfs_quantum=0,statfs_percent=100,quota_quantum=60,noquota,\
                      quota=off,barrier,nobarrier,rgrplvb,norgrplvb,loccookie,noloccookie,rw,noatime,relatime,\
-                     strictatime,lazytime,nodiratime,sync,dirsync,nosuid,nodev,noexec,defaults,_netdev,nofail,\
+                     strictatime,lazytime,nodiratime,sync,dirsync,nosuid,nodev,noexec,defaults,_netdev,nofail,io_uring,\
                      x-systemd.automount,comment=x,noauto,spectator";
         let options = parse(taken).unwrap();
         assert!(options.spectator && options.read_only && !options.barrier && options.commit_secs == 5);
@@ -504,6 +512,10 @@ mod tests {
     #[test]
     fn later_words_win() {
         assert!(!parse("ro,rw").unwrap().read_only);
+        let transport = |text| parse(text).unwrap().transport;
+        assert_eq!(transport("ro"), Transport::Auto);
+        assert_eq!(transport("no_io_uring,io_uring"), Transport::Ring);
+        assert_eq!(transport("io_uring,no_io_uring"), Transport::Device);
         assert!(!parse("user,dev,suid,exec").unwrap().nodev);
         assert!(parse("users").unwrap().noexec);
         assert_eq!(parse("noatime,strictatime").unwrap().atime, Atime::Strict);

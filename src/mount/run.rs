@@ -72,13 +72,15 @@ fn live(
     ready: impl FnOnce() -> Result<(), MountError>,
 ) -> Result<(), MountError> {
     let flags = mount_flags(&request.options);
-    let mounted = mount_fuse(&request.device, &request.target, FS_TYPE, flags).map_err(|error| {
-        MountError::fail(format!(
-            "{} on {}: {error}",
-            request.device.display(),
-            request.target.display()
-        ))
-    })?;
+    let transport = request.options.transport;
+    let mounted =
+        mount_fuse(&request.device, &request.target, FS_TYPE, flags, transport).map_err(|error| {
+            MountError::fail(format!(
+                "{} on {}: {error}",
+                request.device.display(),
+                request.target.display()
+            ))
+        })?;
     let counters = Arc::clone(started.notifications.counters());
     let fs = Arc::clone(&started.fs);
     let report = move || {

@@ -47,12 +47,20 @@ fn directory(bsize: u32) -> (MemVolume, BlockAddr) {
     (volume, num.addr)
 }
 
-/// Inserts within the cost said before.
+/// Inserts within the cost said before, by one way or the other.
 fn add(volume: &mut MemVolume, dir: BlockAddr, name: &[u8], n: u64) {
     let cost = needs_blocks(volume, dir, name).unwrap();
+    let Probe::Absent(room) = probe(volume, dir, name).unwrap() else {
+        panic!("{name:?} is there already");
+    };
+    assert_eq!(room.cost(), cost);
     volume.take_allocated();
     volume.take_edited();
-    insert(volume, dir, &entry(name, n), NOW).unwrap();
+    if n.is_multiple_of(2) {
+        insert(volume, dir, &entry(name, n), NOW).unwrap();
+    } else {
+        insert_at(volume, dir, &entry(name, n), &room, NOW).unwrap();
+    }
     let allocated = volume.take_allocated();
     let grown = volume.dinode(dir).unwrap();
     assert!(allocated <= u64::from(cost.blocks), "{allocated} of {cost:?}");
