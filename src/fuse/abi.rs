@@ -104,8 +104,11 @@ layout! {
     NotifyDelete 24 { parent: u64, child: u64, namelen: u32, padding: u32 }
     /// Followed by the bytes.
     NotifyStore 24 { nodeid: u64, offset: u64, size: u32, padding: u32 }
+    NotifyRetrieve 32 { notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32 }
     /// Followed by the node ids.
     NotifyPrune 16 { count: u32, padding: u32, spare: u64 }
+    /// What of an entry of a ring is neither header nor payload.
+    RingEntry 32 { flags: u64, commit_id: u64, payload_sz: u32, padding: u32, reserved: u64 }
 }
 
 bitflags! {
@@ -129,6 +132,7 @@ bitflags! {
         const SETXATTR_EXT = 1 << 29;
         const INIT_EXT = 1 << 30;
         const HAS_EXPIRE_ONLY = 1 << 35;
+        const OVER_IO_URING = 1 << 41;
         const _ = !0;
     }
 
@@ -169,11 +173,24 @@ pub(super) const FSYNC_FDATASYNC: u32 = 1;
 /// INVAL_ENTRY: the name has to be looked up again, no more.
 pub(super) const EXPIRE_ONLY: u32 = 1;
 
+/// Requests by io_uring: the commands, and where the parts of an entry's headers lie.
+pub(super) mod ring {
+    /// Makes an entry known, and waits for its first request.
+    pub(in super::super) const REGISTER: u32 = 1;
+    /// Answers the entry's request, and waits for its next.
+    pub(in super::super) const COMMIT_AND_FETCH: u32 = 2;
+    /// Length of each of the two headers: the request's (or answer's), the operation's.
+    pub(in super::super) const HEADER: usize = 128;
+    /// Length of all headers: those two and a [`super::RingEntry`].
+    pub(in super::super) const HEADERS: usize = 2 * HEADER + size_of::<super::RingEntry>();
+}
+
 /// Codes of notifications (in `OutHeader::error`).
 pub(super) mod notify {
     pub(in super::super) const INVAL_INODE: i32 = 2;
     pub(in super::super) const INVAL_ENTRY: i32 = 3;
     pub(in super::super) const STORE: i32 = 4;
+    pub(in super::super) const RETRIEVE: i32 = 5;
     pub(in super::super) const DELETE: i32 = 6;
     pub(in super::super) const INC_EPOCH: i32 = 8;
     pub(in super::super) const PRUNE: i32 = 9;

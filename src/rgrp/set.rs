@@ -16,6 +16,7 @@ use gfs2_format::bitmap::{self, RgrpLayout};
 use gfs2_format::ondisk::{BlockState, Dinode, RINDEX_SIZE};
 use gfs2_format::{BlockAddr, BlockRead, Error, Expected, tree};
 use parking_lot::RwLock;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -317,19 +318,55 @@ impl Rgrps {
         entry.group.dinodes_in(&reader, first..end, block)
     }
 
-    /// Every dinode without links, group by group.
+    /// Every dinode without links of the groups that have not been looked through, group by group. `visit` says
+    /// whether somebody is to come back for this one.
     ///
     /// # Errors
     /// Whatever `visit` fails with; corruption; I/O and lock errors.
-    pub(crate) fn for_unlinked(&self, mut visit: impl FnMut(BlockAddr) -> FsResult<()>) -> FsResult<()> {
-        for entry in self.entries()?.iter() {
+    pub(crate) fn for_unlinked(
+        &self,
+        mut visit: impl FnMut(BlockAddr) -> FsResult<ControlFlow<(), bool>>,
+    ) -> FsResult<()> {
+        for entry in self.entries()?.iter().filter(|entry| entry.group.needs_check()) {
             let found = {
                 let guard = entry.glock.acquire(State::Sh, HolderFlags::empty())?;
                 entry.group.unlinked(&Reader::new(&self.cache, &guard))?
             };
-            found.into_iter().try_for_each(&mut visit)?;
+            let mut left = false;
+            for addr in found {
+                match visit(addr)? {
+                    ControlFlow::Continue(again) => left |= again,
+                    ControlFlow::Break(()) => return Ok(()),
+                }
+            }
+            if !left {
+                entry.group.checked();
+            }
         }
         Ok(())
+    }
+
+    /// Number of groups, and the bytes that what is known of their blocks takes.
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        let entries = Arc::clone(&self.entries.read());
+        (
+            entries.len(),
+            entries.iter().map(|entry| entry.group.bytes()).sum(),
+        )
+    }
+
+    /// Forgets what is known of groups nobody is at, those not used lately first, until about `bytes` are left.
+    pub(crate) fn shrink_to(&self, bytes: usize) {
+        let entries = Arc::clone(&self.entries.read());
+        let mut left = self.usage().1;
+        let durable = self.durable();
+        // The first time round a group loses its mark of use.
+        for entry in entries.iter().chain(entries.iter()) {
+            if left <= bytes {
+                return;
+            }
+            left = left.saturating_sub(entry.group.unload(durable));
+        }
     }
 
     /// Sums of all headers: blocks, free ones, dinodes.

@@ -1,0 +1,519 @@
+//! Requests that come by io_uring: on every processor a queue, at every entry of a queue a thread.
+//!
+//! A thread has a ring with one entry ([`Station`]), takes a request from it, answers it itself, and sends the answer
+//! with the same system call that waits for the next request. It runs on the processor whose queue it serves, which is
+//! the one the request was made on: nobody has to be woken on another processor, which in a virtual machine costs more
+//! than most requests do. The kernel gives a request to the entry that was used last.
+//!
+//! Invariants: a thread that sleeps (before a lock, a device) keeps its own entry and nothing else, the others of its
+//! queue go on being used; a queue has [`DEPTH_FIRST`] of them, and gets as many again whenever fewer than [`RESERVE`]
+//! are free, until all queues together have as many as the crew of the device may have threads: as many requests can
+//! wait. Each has 1 MiB of address space for payload, of which it keeps 64 KiB once it has nothing to do. Entries are
+//! never taken back before the mount ends: the kernel has no way to. FORGET, INTERRUPT and notifications go by the
+//! device as ever, where the crew reads.
+
+use super::abi::{self, InHeader, Opcode, ring};
+use super::crew::{Crew, THREADS_MAX};
+use super::front::{MAX_IO, Scratch, Target};
+use super::interrupt::Slot;
+use super::reply::{Answer, Channel, Reply};
+use super::request::{decode, decode_write};
+use super::station::{Parts, Station};
+use crate::error::Errno;
+use crate::sleep;
+use gfs2_format::device::AlignedBuf;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use std::cell::RefCell;
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Whether the kernel hands out requests by io_uring; writable for root.
+const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
+/// The processors there may ever be: the kernel has a queue for each.
+const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+/// The bound of a queue's threads is that of the crew's shared out, but not less than this.
+const DEPTH_MIN: usize = 16;
+/// Threads of a queue to begin with.
+const DEPTH_FIRST: usize = 4;
+/// With fewer threads that wait for requests than this a queue gets more.
+const RESERVE: usize = 2;
+/// How often requests that sleep are looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// Numbers of requests that we cause ourselves begin here; the kernel's own do not get there.
+const POKES: u64 = 1 << 62;
+/// With more processors than this the device is used.
+const QUEUES_MAX: usize = 128;
+
+/// How requests come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// By io_uring if the administrator has enabled it, else by the device.
+    #[default]
+    Auto,
+    /// By io_uring, which is enabled if need be; where that cannot be, by the device.
+    Ring,
+    /// By `/dev/fuse`.
+    Device,
+}
+
+impl Transport {
+    /// Before a mount: enables io_uring if that is asked for. Gives what is left to try.
+    pub(super) fn prepare(self) -> Self {
+        let enabled = match self {
+            Self::Device => return self,
+            Self::Auto if !is_enabled() => return Self::Device,
+            Self::Auto => Ok(()),
+            Self::Ring => enable(),
+        };
+        enabled.map_or_else(|why| Self::by_device(&why), |()| self)
+    }
+
+    /// Of a connection before INIT: shall it be io_uring? The kernel that is told yes waits for our rings.
+    pub(super) fn wants_ring(self, channel: &Arc<Channel>) -> bool {
+        if self == Self::Device {
+            return false;
+        }
+        probe(channel).map_or_else(|why| Self::by_device(&why), |()| self) != Self::Device
+    }
+
+    fn by_device(why: &str) -> Self {
+        tracing::warn!("requests come by /dev/fuse and not by io_uring: {why}");
+        Self::Device
+    }
+}
+
+fn is_enabled() -> bool {
+    fs::read_to_string(PARAMETER).is_ok_and(|text| text.trim() == "Y")
+}
+
+fn enable() -> Result<(), String> {
+    if is_enabled() {
+        return Ok(());
+    }
+    match fs::write(PARAMETER, "Y") {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err("this kernel has no FUSE over io_uring (Linux 6.14, CONFIG_FUSE_IO_URING)".into())
+        }
+        Err(error) => Err(format!(
+            "{PARAMETER}: {error}; enable it with fuse.enable_uring=1"
+        )),
+    }
+}
+
+/// Is there anything against it?
+fn probe(channel: &Arc<Channel>) -> Result<(), String> {
+    queues().map_err(|error| format!("{POSSIBLE}: {error}"))?;
+    match Station::new(channel, 0, MAX_IO as usize) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("io_uring: {error}")),
+    }
+}
+
+/// How many queues the kernel has.
+fn queues() -> io::Result<usize> {
+    let text = fs::read_to_string(POSSIBLE)?;
+    let count = count_list(text.trim()).ok_or(io::ErrorKind::InvalidData)?;
+    if count > QUEUES_MAX {
+        let text = format!("{count} processors, at most {QUEUES_MAX} are served");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    Ok(count)
+}
+
+/// How many numbers there are in a list like `0-3,8`.
+fn count_list(text: &str) -> Option<usize> {
+    let mut count = 0usize;
+    for range in text.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    Some(count)
+}
+
+/// One queue.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Its threads.
+    threads: AtomicUsize,
+    /// Those that wait for a request.
+    idle: AtomicUsize,
+    /// More are on their way.
+    growing: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    /// Queues that need more threads.
+    grow: Vec<usize>,
+    /// Threads sleep: their processes may be killed.
+    look: bool,
+    /// The mount has ended.
+    over: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    crew: Arc<Crew>,
+    queues: Vec<Queue>,
+    /// Threads of a queue at most.
+    depth: usize,
+    /// `Tasks::look` is set.
+    looking: AtomicBool,
+    tasks: Mutex<Tasks>,
+    wake: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// The threads of all queues.
+#[derive(Debug)]
+pub(super) struct Rings {
+    shared: Arc<Shared>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Rings {
+    /// Begins to take requests by rings, once INIT has agreed on it. Where that fails the kernel goes back to the device.
+    pub(super) fn start(crew: &Arc<Crew>) -> Self {
+        let count = queues();
+        let queues = *count.as_ref().unwrap_or(&1);
+        let shared = Arc::new(Shared {
+            crew: Arc::clone(crew),
+            queues: (0..queues).map(|_| Queue::default()).collect(),
+            depth: (THREADS_MAX / queues.max(1)).max(DEPTH_MIN),
+            looking: AtomicBool::new(false),
+            tasks: Mutex::default(),
+            wake: Condvar::new(),
+            threads: Mutex::default(),
+        });
+        let keeping = Arc::clone(&shared);
+        let keeper = std::thread::Builder::new()
+            .name("gfs2-ring-keep".into())
+            .spawn(move || keeping.keep());
+        let (keeper, begun) = match keeper {
+            Ok(keeper) => (Some(keeper), count.and_then(|_| shared.begin())),
+            Err(error) => (None, Err(error)),
+        };
+        if let Err(error) = begun {
+            tracing::warn!("requests come by /dev/fuse and not by io_uring: {error}");
+            refuse(crew.channel());
+        }
+        Self { shared, keeper }
+    }
+
+    /// Waits for the end of the mount.
+    pub(super) fn join(self) {
+        self.shared.tasks.lock().over = true;
+        self.shared.wake.notify_one();
+        // It begins threads: it ends before they are counted.
+        let mut panics = self
+            .keeper
+            .map_or(0, |keeper| usize::from(keeper.join().is_err()));
+        let threads = std::mem::take(&mut *self.shared.threads.lock());
+        for thread in threads {
+            panics += usize::from(thread.join().is_err());
+        }
+        if panics > 0 {
+            tracing::error!("a thread of a ring panicked; please report this");
+        }
+    }
+}
+
+impl Shared {
+    /// The first threads of all queues.
+    fn begin(self: &Arc<Self>) -> io::Result<()> {
+        // The kernel begins when every queue has an entry.
+        for queue in 0..self.queues.len() {
+            self.add(queue, 1)?;
+        }
+        for queue in 0..self.queues.len() {
+            self.grow(queue, DEPTH_FIRST - 1);
+        }
+        tracing::debug!(
+            queues = self.queues.len(),
+            depth = self.depth,
+            "requests come by io_uring"
+        );
+        Ok(())
+    }
+
+    /// Adds threads to a queue, and waits until the kernel knows their entries.
+    fn add(self: &Arc<Self>, queue: usize, count: usize) -> io::Result<()> {
+        let (sender, results) = channel();
+        for _ in 0..count {
+            let (shared, sender) = (Arc::clone(self), sender.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("gfs2-ring-{queue}"))
+                .spawn(move || shared.work(queue, &sender))?;
+            self.threads.lock().push(thread);
+        }
+        drop(sender);
+        results.iter().take(count).collect()
+    }
+
+    /// Adds threads to a queue that has some. False: not all that should be.
+    fn grow(self: &Arc<Self>, queue: usize, count: usize) -> bool {
+        let grown = self.add(queue, count);
+        if let Err(error) = &grown {
+            tracing::warn!(queue, "fewer requests can wait at a time than should: {error}");
+        }
+        grown.is_ok()
+    }
+
+    /// The life of the thread that sees to the others. It is on no particular processor, so those it begins are not.
+    fn keep(self: &Arc<Self>) {
+        let mut seen = Vec::new();
+        let mut tasks = self.tasks.lock();
+        while !tasks.over {
+            if let Some(queue) = tasks.grow.pop() {
+                MutexGuard::unlocked(&mut tasks, || {
+                    if let Some(state) = self.queues.get(queue) {
+                        let now = state.threads.load(Ordering::SeqCst);
+                        let grown = self.grow(queue, now.min(self.depth.saturating_sub(now)));
+                        // At its bound, or where there are no more to be had, it asks no more.
+                        let full = !grown || state.threads.load(Ordering::SeqCst) >= self.depth;
+                        state.growing.store(full, Ordering::SeqCst);
+                        // The new ones may all have found work before anybody could ask again.
+                        self.ask(state, queue, state.idle.load(Ordering::SeqCst));
+                    }
+                });
+            } else if tasks.look {
+                self.wake.wait_for(&mut tasks, LOOK);
+                // Whoever goes to sleep from here on says so again.
+                tasks.look = false;
+                self.looking.store(false, Ordering::SeqCst);
+                let more =
+                    MutexGuard::unlocked(&mut tasks, || self.crew.desk().look_at_the_waiting(&mut seen));
+                if more {
+                    tasks.look = true;
+                    self.looking.store(true, Ordering::SeqCst);
+                }
+            } else {
+                self.wake.wait(&mut tasks);
+            }
+        }
+    }
+
+    /// A thread is about to sleep.
+    fn look(&self) {
+        if !self.looking.swap(true, Ordering::SeqCst) {
+            self.tasks.lock().look = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// A thread of a queue has a request: is there still one left for the next?
+    fn took(&self, state: &Queue, queue: usize) {
+        let idle = state.idle.fetch_sub(1, Ordering::SeqCst) - 1;
+        self.ask(state, queue, idle);
+    }
+
+    /// Asks for more threads if there are few left that wait for requests.
+    fn ask(&self, state: &Queue, queue: usize, idle: usize) {
+        if idle < RESERVE
+            && !state.growing.load(Ordering::SeqCst)
+            && !state.growing.swap(true, Ordering::SeqCst)
+        {
+            self.tasks.lock().grow.push(queue);
+            self.wake.notify_one();
+        }
+    }
+
+    /// The life of a thread of a queue.
+    fn work(self: &Arc<Self>, queue: usize, result: &Sender<io::Result<()>>) {
+        stay_on(queue);
+        let Some(state) = self.queues.get(queue) else {
+            return;
+        };
+        let channel = self.crew.channel();
+        let station = u16::try_from(queue)
+            .map_err(|_| io::ErrorKind::InvalidInput.into())
+            .and_then(|queue| Station::new(channel, queue, MAX_IO as usize))
+            .and_then(|mut station| station.register().map(|()| station));
+        let mut station = match station {
+            Ok(station) => station,
+            Err(error) => {
+                let _ = result.send(Err(error));
+                return;
+            }
+        };
+        if state.threads.fetch_add(1, Ordering::SeqCst) > 0 {
+            poke(channel);
+        }
+        let slot = self.crew.desk().slot();
+        slot.enter();
+        let shared = Arc::clone(self);
+        sleep::register(move || shared.look());
+        state.idle.fetch_add(1, Ordering::SeqCst);
+        // Whoever counts may have given up.
+        let _ = result.send(Ok(()));
+        if let Err(error) = self.serve(queue, state, &slot, &mut station) {
+            tracing::error!(queue, "a ring has failed: {error}");
+        }
+        self.crew.desk().give_back(&slot);
+    }
+
+    fn serve(&self, queue: usize, state: &Queue, slot: &Slot, station: &mut Station) -> io::Result<()> {
+        let mut place = Place::default();
+        while station.next()? {
+            self.took(state, queue);
+            place.serve(&self.crew, slot, station)?;
+            state.idle.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+/// One that cannot be kept on its processor is still right, only slower.
+fn stay_on(queue: usize) {
+    if queue < CpuSet::MAX_CPU {
+        let mut here = CpuSet::new();
+        here.set(queue);
+        if let Err(error) = sched_setaffinity(None, &here) {
+            tracing::debug!(queue, "a ring's thread runs anywhere: {error}");
+        }
+    }
+}
+
+/// Has the kernel send a request to this processor's queue that asks nothing: an entry looks for requests that wait only
+/// when it has answered one, and those that found no entry free would not see this new one.
+fn poke(channel: &Channel) {
+    static UNIQUE: AtomicU64 = AtomicU64::new(POKES);
+    let fixed = abi::NotifyRetrieve {
+        notify_unique: UNIQUE.fetch_add(2, Ordering::Relaxed),
+        nodeid: abi::ROOT_ID,
+        ..Default::default()
+    };
+    if let Err(error) = channel.notify(abi::notify::RETRIEVE, fixed.as_bytes(), &[]) {
+        tracing::debug!("a queue is not looked at: {error}");
+    }
+}
+
+/// Has the kernel no longer wait for our rings: a ring that it refuses makes it go back to the device.
+fn refuse(channel: &Arc<Channel>) {
+    let none = Station::new(channel, u16::MAX, MAX_IO as usize).and_then(|mut station| station.register());
+    if none.is_ok() {
+        tracing::error!("the kernel has taken a ring for a processor that there is not");
+    }
+}
+
+/// What a thread needs besides its station.
+struct Place {
+    /// The request in one piece, a WRITE's payload apart.
+    message: Vec<u8>,
+    names: Vec<u8>,
+    nothing: AlignedBuf,
+    answer: RefCell<Answer>,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            message: Vec::new(),
+            names: Vec::new(),
+            nothing: AlignedBuf::zeroed(0),
+            answer: RefCell::default(),
+        }
+    }
+}
+
+impl Place {
+    /// Answers the request that is at the station.
+    fn serve(&mut self, crew: &Crew, slot: &Slot, station: &mut Station) -> io::Result<()> {
+        let Some(parts) = station.parts() else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        *self.answer.get_mut() = Answer::default();
+        let unique = self.act(crew, slot, parts);
+        let answer = self.answer.get_mut();
+        let (mut error, mut len) = (answer.error, answer.filled.unwrap_or(answer.bytes.len()));
+        if error != 0 {
+            len = 0;
+        } else if answer.filled.is_none() && len > 0 {
+            let room = station.parts().and_then(|parts| parts.payload.get_mut(..len));
+            match room {
+                Some(room) => room.copy_from_slice(&answer.bytes),
+                None => (error, len) = (-libc::EIO, 0),
+            }
+        }
+        station.commit(unique, error, len)
+    }
+
+    /// Has the answer made, and gives the request's number.
+    fn act(&mut self, crew: &Crew, slot: &Slot, parts: Parts<'_>) -> u64 {
+        let Parts {
+            headers,
+            entry,
+            payload,
+        } = parts;
+        let reply = Reply::by_ring(&self.answer);
+        let Ok((header, _)) = InHeader::read_from_prefix(headers) else {
+            reply.error(Errno::EIO);
+            return 0;
+        };
+        if header.opcode == Opcode::NOTIFY_REPLY as u32 {
+            // We have poked the queue.
+            reply.none();
+            return header.unique;
+        }
+        crew.counters().count_by_ring();
+        let given = (entry.payload_sz as usize).min(payload.len());
+        put_head(&mut self.message, &header, headers, given);
+        // Nothing large is copied: a WRITE's payload stays where it is, a READ's is made where it leaves from.
+        let (request, read) = if header.opcode == Opcode::WRITE as u32 {
+            let data = payload.get(..given).unwrap_or_default();
+            (decode_write(&self.message, data), Target::Own(&mut self.nothing))
+        } else {
+            self.message
+                .extend_from_slice(payload.get(..given).unwrap_or_default());
+            (decode(&self.message), Target::Lent(payload))
+        };
+        match request {
+            Ok(request) => {
+                let names = &mut self.names;
+                crew.answer(slot, &request, &mut Scratch { read, names }, reply);
+            }
+            Err((_, malformed)) => {
+                tracing::error!("FUSE: {malformed}");
+                reply.error(Errno::EIO);
+            }
+        }
+        header.unique
+    }
+}
+
+/// Puts the headers together as a read of the device gives them. The operation's has the length that is left of the
+/// whole; one that cannot be is cut, and what is understood of it is an error.
+fn put_head(message: &mut Vec<u8>, header: &InHeader, headers: &[u8], payload: usize) {
+    let fixed = size_of::<InHeader>();
+    let operation = (header.len as usize).saturating_sub(fixed + payload);
+    message.clear();
+    message.extend_from_slice(headers.get(..fixed).unwrap_or_default());
+    let operation = headers
+        .get(ring::HEADER..)
+        .and_then(|rest| rest.get(..operation.min(ring::HEADER)));
+    message.extend_from_slice(operation.unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_counted() {
+        assert_eq!(count_list("0"), Some(1));
+        assert_eq!(count_list("0-1"), Some(2));
+        assert_eq!(count_list("0-3,8,10-11"), Some(7));
+        for bad in ["", "-", "3-1", "a", "0-", "0-18446744073709551615"] {
+            assert_eq!(count_list(bad), None, "{bad}");
+        }
+    }
+}
