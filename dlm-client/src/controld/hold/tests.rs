@@ -25,7 +25,7 @@ fn order(order: Order) -> Action {
 
 fn sifted(hold: &mut Hold, actions: &[Action]) -> Vec<Action> {
     let mut out = Out(actions.to_vec());
-    hold.sift(&mut out);
+    hold.sift(false, &mut out);
     out.0
 }
 
@@ -49,6 +49,16 @@ fn a_start_waits_for_the_end_of_the_suspension() {
         [Action::Resume, start(1, true, &[])]
     );
     assert_eq!(sifted(&mut hold, &[order(Order::Stop)]), [order(Order::Stop)]);
+}
+
+#[test]
+fn a_start_waits_for_the_end_of_the_backlog() {
+    let mut hold = Hold::default();
+    let mut out = Out(vec![start(1, true, &[])]);
+    hold.sift(true, &mut out);
+    assert_eq!(out.0, []);
+    hold.sift(false, &mut out);
+    assert_eq!(out.0, [start(1, true, &[])]);
 }
 
 #[test]
