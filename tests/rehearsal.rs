@@ -123,6 +123,23 @@ fn churn(root: &Path, seed: u64, stop: &AtomicBool) {
 
 #[test]
 fn locks_go_at_any_moment_under_a_real_mount() {
+    locks_go("no_io_uring");
+}
+
+/// With requests by io_uring, where the kernel has it.
+#[test]
+fn locks_go_at_any_moment_under_a_real_mount_by_io_uring() {
+    let parameter = "/sys/module/fuse/parameters/enable_uring";
+    match fs::read_to_string(parameter) {
+        Ok(before) => {
+            locks_go("io_uring");
+            fs::write(parameter, before.trim()).expect("the parameter as it was");
+        }
+        Err(error) => eprintln!("only by /dev/fuse: no FUSE over io_uring ({parameter}: {error})"),
+    }
+}
+
+fn locks_go(transport: &str) {
     let steps = std::env::var("REHEARSAL_STEPS")
         .ok()
         .map_or(STEPS, |n| n.parse().expect("a number"));
@@ -134,8 +151,12 @@ fn locks_go_at_any_moment_under_a_real_mount() {
     ours::mkfs(&image, &["-p", "lock_nolock"]);
     for seed in [3, 4] {
         let seed_text = seed.to_string();
-        let mount =
-            Mount::try_new_in(&image, "strictatime", &[("FUSE_GFS2_REHEARSE", &seed_text)]).expect("a mount");
+        let mount = Mount::try_new_in(
+            &image,
+            &format!("strictatime,{transport}"),
+            &[("FUSE_GFS2_REHEARSE", &seed_text)],
+        )
+        .expect("a mount");
         let stop = AtomicBool::new(false);
         let workers = watched(&mount, PATIENCE, || {
             std::thread::scope(|scope| {

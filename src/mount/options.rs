@@ -3,6 +3,7 @@
 //! Sources: FEATURES.md 1.1 (GFS2's own), mount(8) (the generic ones). Invariant: an option is never ignored
 //! silently unless the original ignores it too.
 
+use super::memory::{LEAST, parse_size};
 use crate::fuse::Transport;
 use std::fmt;
 
@@ -61,6 +62,8 @@ pub struct MountOptions {
     pub writeback_cache: bool,
     /// `io_uring`, `no_io_uring`: how the kernel's requests come.
     pub transport: Transport,
+    /// `memory=`, bytes; 0: by the machine's memory.
+    pub memory: usize,
     /// Access times.
     pub atime: Atime,
     /// `nodiratime`.
@@ -99,6 +102,7 @@ impl Default for MountOptions {
             barrier: true,
             writeback_cache: false,
             transport: Transport::Auto,
+            memory: 0,
             atime: Atime::Relative,
             nodiratime: false,
             sync: false,
@@ -209,6 +213,7 @@ const KNOWN: &[&str] = &[
     "nowriteback_cache",
     "io_uring",
     "no_io_uring",
+    "memory=",
     "discard",
     "nodiscard",
     "rgrplvb",
@@ -337,6 +342,10 @@ impl MountOptions {
             ("nowriteback_cache", None) => self.writeback_cache = false,
             ("io_uring", None) => self.transport = Transport::Ring,
             ("no_io_uring", None) => self.transport = Transport::Device,
+            ("memory", Some(v)) => match parse_size(v) {
+                Some(bytes) if bytes >= LEAST => self.memory = bytes,
+                _ => return Err(Some("wants a size of at least 16M, such as 512M or 2G".into())),
+            },
             ("commit", Some(v)) => self.commit_secs = number(v, 1, u32::MAX)?,
             ("statfs_quantum", Some(v)) => self.statfs_quantum_secs = number(v, 0, u32::MAX)?,
             ("statfs_percent", Some(v)) => self.statfs_percent = number(v, 0, 100)? as u8,
