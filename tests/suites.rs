@@ -2,7 +2,7 @@
 //! into target/tools) on mounts of ours, plain and while locks are taken away at random; what pjdfstest does not pass is
 //! listed case by case in tests/suites/pjdfstest-expected.toml, and the list must be true in both directions.
 //!
-//! `FSX_OPS=n` makes each fsx process do so many operations, `FSX_SEED=n` chooses other ones.
+//! `FSX_OPS=n` does so many operations on each of fsx's files, `FSX_SEED=n` chooses other ones.
 
 mod ours;
 mod support;
@@ -11,19 +11,20 @@ use ours::watch::watched;
 use ours::{Mount, mkfs};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use support::guest::Kernel;
 use support::host::{Host, assert_fsck_clean, checkout, reference_mkfs, sparse};
 use support::tool::libraries;
 use support::vm::Vm;
 
-/// Operations of an fsx process, unless FSX_OPS says more.
+/// Operations of fsx on each of its files, unless FSX_OPS says more.
 const FSX_OPS: u64 = 10_000;
 /// While locks are taken away.
 const FSX_OPS_REHEARSED: u64 = 3000;
+/// Operations of one process.
+const FSX_PROCESS: u64 = 10_000;
 
 /// A program that `cargo xtask tools` builds.
 fn tool(name: &str) -> PathBuf {
@@ -215,61 +216,41 @@ fn pjdfstest_finds_the_same_on_the_kernels_gfs2() {
     vm.assert_kernel_content();
 }
 
-/// An fsx process on a file of its own.
-struct Fsx {
-    child: Child,
-    said: PathBuf,
-    line: String,
-}
-
-impl Fsx {
-    fn start(dir: &Path, mount: &Mount, seed: u64, ops: u64, msync: bool) -> Self {
-        let config = dir.join(format!("fsx-{seed}.toml"));
-        let (flen, sync, nomsync) = if msync {
-            (1 << 20, 1.0, false)
-        } else {
-            (262_144, 0.1, true)
-        };
-        let text = format!(
-            "flen = {flen}\nnomsyncafterwrite = {nomsync}\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\n\
-             mapread = 10\nmapwrite = 10\ninvalidate = {sync:.1}\ntruncate = 3\nfsync = {sync:.1}\n\
-             fdatasync = {sync:.1}\nposix_fallocate = 1\nsendfile = 3\nposix_fadvise = 2\ncopy_file_range = 3\n"
-        );
-        fs::write(&config, text).expect("the configuration");
-        let said = dir.join(format!("fsx-{seed}.said"));
-        let log = File::create(&said).expect("a log file");
-        let mut command = Command::new(tool("fsx"));
-        command
+/// Does so many operations on a file of its own, some thousand a process: fsx keeps its mappings for reading, and a
+/// process that has tens of thousands of them spends its time in the kernel's search for one.
+fn fsx(dir: &Path, mount: &Mount, file: u64, ops: u64, msync: bool) {
+    let config = dir.join(format!("fsx-{file}.toml"));
+    let (flen, sync, nomsync) = if msync {
+        (1 << 20, 1.0, false)
+    } else {
+        (262_144, 0.1, true)
+    };
+    let text = format!(
+        "flen = {flen}\nnomsyncafterwrite = {nomsync}\n[opsize]\nmin = 1\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\n\
+         mapread = 10\nmapwrite = 10\ninvalidate = {sync:.1}\ntruncate = 3\nfsync = {sync:.1}\n\
+         fdatasync = {sync:.1}\nposix_fallocate = 1\nsendfile = 3\nposix_fadvise = 2\ncopy_file_range = 3\n"
+    );
+    fs::write(&config, text).expect("the configuration");
+    let mut seed = file * 100_000;
+    let mut left = ops;
+    while left > 0 {
+        let count = left.min(FSX_PROCESS);
+        let ran = Host::new(tool("fsx"))
             .arg("-f")
             .arg(&config)
-            .args(["-N", &ops.to_string(), "-S", &seed.to_string(), "-P"])
+            .args(["-N", &count.to_string(), "-S", &seed.to_string(), "-P"])
             .arg(dir)
-            .arg(mount.join(format!("fsx-{seed}")))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a file handle"))
-            .stderr(log);
-        let line = format!("{command:?}");
-        let child = command.spawn().expect("fsx");
-        Self { child, said, line }
-    }
-
-    #[track_caller]
-    fn finish(mut self) {
-        let status = self.child.wait().expect("waiting for fsx");
-        let said = fs::read_to_string(&self.said).unwrap_or_default();
+            .arg(mount.join(format!("fsx-{file}")))
+            .limit(Duration::from_secs(900))
+            .run();
         assert!(
-            status.success() && said.contains("All operations completed"),
-            "{status}: {}\n{}",
-            self.line,
-            said.chars().take(20_000).collect::<String>()
+            ran.rc == 0 && ran.output.contains("All operations completed"),
+            "fsx -N {count} -S {seed} with {}: {}\n{}",
+            fs::read_to_string(&config).unwrap_or_default(),
+            ran.rc,
+            ran.output.chars().take(20_000).collect::<String>()
         );
-    }
-}
-
-impl Drop for Fsx {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        (seed, left) = (seed + 1, left - count);
     }
 }
 
@@ -278,19 +259,20 @@ fn fsx_on(options: &str, environment: &[(&str, &str)], ops: u64) {
     let dir = support::scratch("fsx");
     let image = volume(dir.path(), 512);
     let mount = Mount::try_new_in(&image, options, environment).expect("a mount");
-    let seed = number("FSX_SEED").unwrap_or(1);
+    let first = number("FSX_SEED").unwrap_or(1) * 10;
     let ops = number("FSX_OPS").unwrap_or(ops);
     // Far slower than any healthy run.
     let patience = Duration::from_secs(240 + ops / 20);
     watched(&mount, patience, || {
-        let running = [true, true, false, false]
-            .into_iter()
-            .zip(seed * 10..)
-            .map(|(msync, seed)| Fsx::start(dir.path(), &mount, seed, ops, msync));
-        running.collect::<Vec<_>>().into_iter().for_each(Fsx::finish);
+        std::thread::scope(|scope| {
+            for (msync, file) in [true, true, false, false].into_iter().zip(first..) {
+                let (dir, mount) = (dir.path(), &mount);
+                scope.spawn(move || fsx(dir, mount, file, ops, msync));
+            }
+        });
     });
-    let files: Vec<(PathBuf, Vec<u8>)> = (seed * 10..seed * 10 + 4)
-        .map(|seed| PathBuf::from(format!("fsx-{seed}")))
+    let files: Vec<(PathBuf, Vec<u8>)> = (first..first + 4)
+        .map(|file| PathBuf::from(format!("fsx-{file}")))
         .map(|name| (name.clone(), fs::read(mount.join(&name)).expect("a file of fsx")))
         .collect();
     mount.unmount();
