@@ -261,7 +261,9 @@ fn trees_cost_the_requests_they_did() {
     let untar = daemon.requests(|root| over(root, "tar", &["xf", &tar.to_string_lossy()]));
     let of = |name: &str| untar.get(name).copied().unwrap_or(0);
     let (folders, files) = (FOLDERS + 1, FOLDERS * FILES);
-    assert_eq!((of("mkdir"), of("create"), of("write")), (folders, files, files));
+    assert_eq!((of("mkdir"), of("create")), (folders, files));
+    // tar writes what it has of a record of 10 KiB: every third file or so in two pieces.
+    assert!((files..=files * 3 / 2).contains(&of("write")), "untar: {untar:?}");
     // What tar asks for itself: times, owner and mode of each; before the first write and at the change of owner the
     // kernel looks for capabilities.
     assert!(of("setattr") <= 3 * (files + folders), "untar: {untar:?}");
