@@ -17,6 +17,7 @@ mod serve;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,15 +104,30 @@ fn same(kernel: &str, ours: &[String]) {
             lines.get(from..end).unwrap_or_default().join("\n")
         };
         let ours: Vec<&str> = ours.iter().map(String::as_str).collect();
-        panic!("line {}:\nkernel\n{}\nours\n{}", at + 1, show(&kernel), show(&ours));
+        panic!(
+            "line {}:\nkernel\n{}\nours\n{}",
+            at + 1,
+            show(&kernel),
+            show(&ours)
+        );
     }
 }
 
 #[test]
 fn two_nodes_behave_as_two_kernels() {
-    let recorded = std::env::var("DLM_TRACE").expect("a trace");
-    let seed: u64 = std::env::var("DLM_SEED").unwrap().parse().unwrap();
-    let text = std::fs::read_to_string(recorded).unwrap();
-    let count = text.lines().filter(|l| !l.starts_with(' ')).count();
-    same(&text, &played(2, seed, u64::try_from(count).unwrap()));
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let mut found = 0;
+    for entry in data.read_dir().expect("the recordings") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let Some(seed) = name.strip_prefix("kernel-stream-") else {
+            continue;
+        };
+        let text = std::fs::read_to_string(&path).expect("a recording");
+        let count = text.lines().filter(|line| !line.starts_with(' ')).count();
+        let count = u64::try_from(count).expect("a number");
+        same(&text, &played(2, seed.parse().expect("a seed"), count));
+        found += 1;
+    }
+    assert!(found >= 4, "{found} recordings in {}", data.display());
 }

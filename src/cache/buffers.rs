@@ -9,10 +9,12 @@ use crate::health::Health;
 use gfs2_format::device::{AlignedBuf, BlockDevice, ReadRequest};
 use gfs2_format::{Block, BlockAddr, Error, Expected, Geometry};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const SHARDS: usize = 64;
+/// What a buffer takes beside its contents: its entries in map, clock and owner's list (of one block, mostly).
+const BUFFER_OVERHEAD: usize = 320;
 /// Smallest number of buffers per shard, whatever the budget.
 const SHARD_BUFFERS_MIN: usize = 8;
 /// Blocks read ahead in one batch.
@@ -72,7 +74,7 @@ pub struct BufferCache {
     geometry: Geometry,
     health: Arc<Health>,
     lanes: Vec<Lane>,
-    lane_limit: usize,
+    lane_limit: AtomicUsize,
     blocks_read: AtomicU64,
     /// What the last batch was read into.
     spare: Mutex<AlignedBuf>,
@@ -96,16 +98,45 @@ impl BufferCache {
         health: Arc<Health>,
         budget_bytes: usize,
     ) -> Self {
-        let lane_limit = (budget_bytes / geometry.block_len() / SHARDS).max(SHARD_BUFFERS_MIN);
-        Self {
+        let cache = Self {
             data: DataCache::new(Arc::clone(&device), geometry.clone(), Arc::clone(&health)),
             device,
             geometry,
             health,
             lanes: std::iter::repeat_with(Lane::default).take(SHARDS).collect(),
-            lane_limit,
+            lane_limit: AtomicUsize::new(0),
             blocks_read: AtomicU64::new(0),
             spare: Mutex::new(AlignedBuf::zeroed(0)),
+        };
+        cache.set_limit(budget_bytes);
+        cache
+    }
+
+    /// Sets about how many bytes of unpinned blocks are held.
+    pub fn set_limit(&self, bytes: usize) {
+        self.lane_limit.store(self.per_lane(bytes), Ordering::Relaxed);
+    }
+
+    fn per_lane(&self, bytes: usize) -> usize {
+        (bytes / (self.geometry.block_len() + BUFFER_OVERHEAD) / SHARDS).max(SHARD_BUFFERS_MIN)
+    }
+
+    fn lane_limit(&self) -> usize {
+        self.lane_limit.load(Ordering::Relaxed)
+    }
+
+    /// Buffers held, and the bytes they take.
+    #[must_use]
+    pub fn usage(&self) -> (usize, usize) {
+        let buffers = self.lanes.iter().map(|lane| lock(&lane.shard).ready()).sum();
+        (buffers, buffers * (self.geometry.block_len() + BUFFER_OVERHEAD))
+    }
+
+    /// Evicts blocks that nobody needs to be kept, the least used first, until about `bytes` are held.
+    pub fn shrink_to(&self, bytes: usize) {
+        let limit = self.per_lane(bytes);
+        for lane in &self.lanes {
+            lock(&lane.shard).shrink(limit);
         }
     }
 
@@ -185,7 +216,7 @@ impl BufferCache {
         drop(shard);
         let result = self.read_device(addr);
         let mut shard = lock(&lane.shard);
-        let own = shard.end_loading(addr, ticket, result.as_ref().ok(), self.lane_limit);
+        let own = shard.end_loading(addr, ticket, result.as_ref().ok(), self.lane_limit());
         let newer = match shard.buffer_mut(addr) {
             Some(buffer) if !own && buffer.owner == owner => Some(Shard::touch(buffer)),
             _ => None,
@@ -277,7 +308,7 @@ impl BufferCache {
                 let block = good.then(|| Block::from(&bytes[at..at + len]));
                 let lane = self.lane(*addr);
                 let mut shard = lock(&lane.shard);
-                shard.end_loading(*addr, *ticket, block.as_ref(), self.lane_limit);
+                shard.end_loading(*addr, *ticket, block.as_ref(), self.lane_limit());
                 lane.tell(shard);
             }
             start += span;
@@ -366,7 +397,7 @@ impl BufferCache {
         }
         // Absent, or being loaded by somebody whose contents are no longer the newest.
         shard.remove(addr);
-        if let Some(buffer) = shard.insert(addr, owner, block.clone(), version, self.lane_limit) {
+        if let Some(buffer) = shard.insert(addr, owner, block.clone(), version, self.lane_limit()) {
             buffer.pins = u32::from(pin);
         }
         lane.tell(shard);

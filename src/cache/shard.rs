@@ -157,7 +157,7 @@ impl Shard {
         version: u64,
         limit: usize,
     ) -> Option<&mut Buffer> {
-        self.evict(limit.saturating_sub(1));
+        self.evict(limit.saturating_sub(1), EVICT_STEPS_MAX);
         self.ticks += 1;
         let tick = self.ticks;
         self.clock.push_back((addr, tick));
@@ -239,10 +239,21 @@ impl Shard {
             }));
     }
 
+    /// Evicts unpinned buffers until `limit` are left, or only pinned ones.
+    pub(super) fn shrink(&mut self, limit: usize) {
+        // Once round to forget who was used, once round to evict.
+        self.evict(limit, self.clock.len().saturating_mul(2));
+        if self.slots.capacity() > self.slots.len().saturating_mul(4) {
+            self.slots.shrink_to(self.slots.len() * 2);
+            self.owners.shrink_to(self.owners.len() * 2);
+            self.clock.shrink_to(self.clock.len() * 2);
+        }
+    }
+
     /// Evicts unpinned buffers, those not used since the clock last passed first, until `limit` are left (or the
     /// step bound is reached: pinned buffers may exceed any limit).
-    fn evict(&mut self, limit: usize) {
-        for _ in 0..EVICT_STEPS_MAX {
+    fn evict(&mut self, limit: usize, steps: usize) {
+        for _ in 0..steps {
             let stale = self.clock.len() > self.ready.saturating_mul(2) + EVICT_STEPS_MAX;
             if self.ready <= limit && !stale {
                 return;

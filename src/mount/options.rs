@@ -3,6 +3,7 @@
 //! Sources: FEATURES.md 1.1 (GFS2's own), mount(8) (the generic ones). Invariant: an option is never ignored
 //! silently unless the original ignores it too.
 
+use super::memory::{LEAST, parse_size};
 use crate::fuse::Transport;
 use std::fmt;
 
@@ -61,6 +62,8 @@ pub struct MountOptions {
     pub writeback_cache: bool,
     /// `io_uring`, `no_io_uring`: how the kernel's requests come.
     pub transport: Transport,
+    /// `memory=`, bytes; 0: by the machine's memory.
+    pub memory: usize,
     /// Access times.
     pub atime: Atime,
     /// `nodiratime`.
@@ -99,6 +102,7 @@ impl Default for MountOptions {
             barrier: true,
             writeback_cache: false,
             transport: Transport::Auto,
+            memory: 0,
             atime: Atime::Relative,
             nodiratime: false,
             sync: false,
@@ -209,6 +213,7 @@ const KNOWN: &[&str] = &[
     "nowriteback_cache",
     "io_uring",
     "no_io_uring",
+    "memory=",
     "discard",
     "nodiscard",
     "rgrplvb",
@@ -265,6 +270,7 @@ impl MountOptions {
             || word.starts_with("x-")
             || word.starts_with("X-")
             || word.starts_with("comment=")
+            || is_shown_by_the_kernel(word)
         {
             return Ok(());
         }
@@ -336,6 +342,10 @@ impl MountOptions {
             ("nowriteback_cache", None) => self.writeback_cache = false,
             ("io_uring", None) => self.transport = Transport::Ring,
             ("no_io_uring", None) => self.transport = Transport::Device,
+            ("memory", Some(v)) => match parse_size(v) {
+                Some(bytes) if bytes >= LEAST => self.memory = bytes,
+                _ => return Err(Some("wants a size of at least 16M, such as 512M or 2G".into())),
+            },
             ("commit", Some(v)) => self.commit_secs = number(v, 1, u32::MAX)?,
             ("statfs_quantum", Some(v)) => self.statfs_quantum_secs = number(v, 0, u32::MAX)?,
             ("statfs_percent", Some(v)) => self.statfs_percent = number(v, 0, 100)? as u8,
@@ -382,6 +392,13 @@ impl MountOptions {
         }
         Ok(())
     }
+}
+
+/// What `/proc/mounts` shows of every FUSE mount: mount(8) hands it back at a remount that names the target alone.
+fn is_shown_by_the_kernel(word: &str) -> bool {
+    ["user_id=", "group_id=", "max_read=", "blksize="]
+        .iter()
+        .any(|key| word.strip_prefix(key).is_some_and(|n| n.parse::<u32>().is_ok()))
 }
 
 /// Words without effect that still belong to this filesystem.
@@ -498,6 +515,15 @@ mod tests {
         assert!(bad.to_string().contains("'noatime'"), "{bad}");
         assert!(parse("colour=blue").unwrap_err().why.contains("not known"));
         assert!(MountOptions::parse("colour=blue,ro", true).unwrap().read_only);
+    }
+
+    #[test]
+    fn what_the_kernel_shows_of_a_mount_can_be_handed_back_at_a_remount() {
+        let shown =
+            "rw,relatime,user_id=0,group_id=0,default_permissions,allow_other,max_read=1048576,blksize=4096";
+        let options = parse(&format!("{shown},remount,ro")).unwrap();
+        assert!(options.remount && options.read_only && options.specific.is_empty());
+        assert!(parse("user_id=root").is_err() && parse("user_id").is_err());
     }
 
     #[test]

@@ -82,7 +82,12 @@ fn live(
             ))
         })?;
     let counters = Arc::clone(started.notifications.counters());
-    let _signals = super::signals::listen(&request.target, move || tracing::info!("requests: {counters}"))
+    let fs = Arc::clone(&started.fs);
+    let report = move || {
+        tracing::info!("requests: {counters}");
+        tracing::info!("memory: {}", fs.memory());
+    };
+    let _signals = super::signals::listen(&request.target, report)
         .map_err(|error| MountError::system(format!("signals: {error}")))?;
     let options = ServeOptions {
         acl: request.options.acl,

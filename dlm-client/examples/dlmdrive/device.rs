@@ -82,7 +82,10 @@ fn refused(e: &std::io::Error) -> String {
 }
 
 fn control(request: &Request) -> Result<usize, String> {
-    let open = OpenOptions::new().read(true).write(true).open("/dev/misc/dlm-control");
+    let open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/misc/dlm-control");
     let mut file = open.map_err(|e| format!("/dev/misc/dlm-control: {e}"))?;
     file.write(&request.0).map_err(|e| format!("dlm-control: {e}"))
 }
@@ -165,8 +168,13 @@ impl Node for KernelNode {
     }
 
     fn request(&mut self, token: u64, name: &str, mode: Mode, flags: Lkf) -> Result<(), String> {
-        let mut request = Request::lock(LOCK, token, 0, flags.bits(), &[0; 32])
-            .put(16, &[mode.number(), u8::try_from(name.len()).map_err(|e| e.to_string())?]);
+        let mut request = Request::lock(LOCK, token, 0, flags.bits(), &[0; 32]).put(
+            16,
+            &[
+                mode.number(),
+                u8::try_from(name.len()).map_err(|e| e.to_string())?,
+            ],
+        );
         request.0.extend_from_slice(name.as_bytes());
         let lkid = u32::try_from(self.write(&request)?).map_err(|e| e.to_string())?;
         self.locks.insert(token, (lkid, false));

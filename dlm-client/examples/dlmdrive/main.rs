@@ -35,7 +35,9 @@ fn play(words: &[String]) -> Result<(), String> {
     let parties = addresses.iter().map(|address| Remote::connect(address));
     let mut parties = parties.collect::<Result<Vec<_>, _>>()?;
     let mut parties: Vec<&mut dyn Party> = parties.iter_mut().map(|p| p as &mut dyn Party).collect();
-    stream::play(number(seed)?, number(count)?, &mut parties, &mut |line| println!("{line}"))
+    stream::play(number(seed)?, number(count)?, &mut parties, &mut |line| {
+        println!("{line}")
+    })
 }
 
 fn main() -> ExitCode {

@@ -12,8 +12,7 @@ use dlm_client::membership::corosync::CorosyncMembership;
 use dlm_client::transport::{Poller, TcpTransport};
 use dlm_client::wire::Version;
 use dlm_client::{
-    Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LockId, Lockspace, Lvb, Mode, NodeId, Plock,
-    PlockOp,
+    Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LockId, Lockspace, Lvb, Mode, NodeId, Plock, PlockOp,
 };
 
 use crate::party::{Node, Report, hex};
@@ -50,7 +49,8 @@ impl WireNode {
         if std::env::var("DLM_VERSION").is_ok_and(|v| v == "3.1") {
             options.version = Version::V3_1;
         }
-        let dlm = WireDlm::start(membership, Box::new(transport), poller, &options).map_err(|e| e.to_string())?;
+        let dlm =
+            WireDlm::start(membership, Box::new(transport), poller, &options).map_err(|e| e.to_string())?;
         Ok(Self { dlm, space: None })
     }
 
@@ -102,7 +102,10 @@ impl WireNode {
             _ => PlockOp::Lock { wait: true },
         };
         let token = number(token)?;
-        self.space()?.space.plock(op, &lock, token).map_err(|e| refused(&e))?;
+        self.space()?
+            .space
+            .plock(op, &lock, token)
+            .map_err(|e| refused(&e))?;
         Ok(Vec::new())
     }
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use dlm_client::{Lkf, LVB_LEN, Lvb, Mode};
+use dlm_client::{LVB_LEN, Lkf, Lvb, Mode};
 
 /// How long a command may take.
 const PATIENCE: Duration = Duration::from_secs(120);

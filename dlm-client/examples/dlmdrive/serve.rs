@@ -82,7 +82,10 @@ impl<N: Node> Driven<N> {
     }
 
     fn ended(&mut self, token: u64, limit: Duration) -> Result<Report, String> {
-        self.until(limit, |r| matches!(r, Report::Cast { token: t, .. } if *t == token))
+        self.until(
+            limit,
+            |r| matches!(r, Report::Cast { token: t, .. } if *t == token),
+        )
     }
 
     fn trip(&mut self, token: u64) -> Result<(), String> {
@@ -112,7 +115,10 @@ impl<N: Node> Driven<N> {
                 silent(self.node.leave())
             }
             ["lock", token, name, wanted, bits] => {
-                silent(self.node.request(number(token)?, name, mode(wanted)?, flags(bits)?))
+                silent(
+                    self.node
+                        .request(number(token)?, name, mode(wanted)?, flags(bits)?),
+                )
             }
             ["convert", token, wanted, bits, block] => silent(self.node.convert(
                 number(token)?,
@@ -120,9 +126,11 @@ impl<N: Node> Driven<N> {
                 flags(bits)?,
                 &lvb(block.trim_matches('-'))?,
             )),
-            ["unlock", token, bits, block] => {
-                silent(self.node.unlock(number(token)?, flags(bits)?, &lvb(block.trim_matches('-'))?))
-            }
+            ["unlock", token, bits, block] => silent(self.node.unlock(
+                number(token)?,
+                flags(bits)?,
+                &lvb(block.trim_matches('-'))?,
+            )),
             ["cancel", token] => silent(self.node.cancel(number(token)?)),
             ["events"] => Ok(self.news()),
             ["wait", token, limit] => {
@@ -190,7 +198,9 @@ fn converse<N: Node>(driven: &mut Driven<N>, stream: TcpStream) -> std::io::Resu
         let mut answer = String::new();
         match driven.ask(&command) {
             Ok(lines) => {
-                lines.iter().for_each(|line| answer.push_str(&format!("{line}\n")));
+                lines
+                    .iter()
+                    .for_each(|line| answer.push_str(&format!("{line}\n")));
                 answer.push_str("ok\n");
             }
             Err(error) => answer.push_str(&format!("error {}\n", error.replace('\n', " "))),

@@ -48,7 +48,16 @@ fn bits(random: &mut fastrand::Rng, choices: &[(Lkf, u32)]) -> Lkf {
 impl Stream<'_, '_> {
     fn mode(&mut self) -> Mode {
         // The strong ones more often: they meet.
-        let modes = [Mode::Nl, Mode::Cr, Mode::Cw, Mode::Pr, Mode::Pr, Mode::Pw, Mode::Ex, Mode::Ex];
+        let modes = [
+            Mode::Nl,
+            Mode::Cr,
+            Mode::Cw,
+            Mode::Pr,
+            Mode::Pr,
+            Mode::Pw,
+            Mode::Ex,
+            Mode::Ex,
+        ];
         modes[self.random.usize(..modes.len())]
     }
 
@@ -159,7 +168,11 @@ impl Stream<'_, '_> {
             0 => {
                 let mut mode = mode.ok_or_else(strange)?;
                 if sbflags & 4 != 0 {
-                    mode = if flags.contains(Lkf::ALTPR) { Mode::Pr } else { Mode::Cw };
+                    mode = if flags.contains(Lkf::ALTPR) {
+                        Mode::Pr
+                    } else {
+                        Mode::Cw
+                    };
                 }
                 lock.held = Some(mode);
                 // Only a transition that reads says anything of the resource's block.

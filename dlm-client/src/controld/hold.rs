@@ -2,7 +2,7 @@
 //!
 //! A daemon that stood still finds a backlog: news of changes long past, with all the messages for a start among them.
 //! Whether it was given up meanwhile is told only behind them. So no engine is started between [`Action::Suspend`] and
-//! [`Action::Resume`]; what a start that was overtaken would have told of members gone, the next one tells.
+//! [`Action::Resume`], nor after a pause until the backlog is over; what a start that was overtaken would have told of members gone, the next one tells.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +20,7 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Hold {
     suspended: bool,
+    behind: bool,
     starts: BTreeMap<String, Held>,
 }
 
@@ -39,17 +40,14 @@ fn merged(earlier: Option<Held>, mut start: Start) -> Start {
 }
 
 impl Hold {
-    /// Takes out of the actions what must wait, and puts in what has waited long enough.
-    pub(super) fn sift(&mut self, out: &mut Out) {
+    /// Takes out of the actions what must wait, and puts in what has waited long enough. `behind`: there may be news that
+    /// we have not heard.
+    pub(super) fn sift(&mut self, behind: bool, out: &mut Out) {
+        self.behind = behind;
         for action in std::mem::take(&mut out.0) {
             match action {
                 Action::Suspend => self.suspended = true,
-                Action::Resume => {
-                    self.suspended = false;
-                    out.push(Action::Resume);
-                    self.release(out);
-                    continue;
-                }
+                Action::Resume => self.suspended = false,
                 Action::Engine { lockspace, order } => {
                     self.order(lockspace, order, out);
                     continue;
@@ -58,13 +56,16 @@ impl Hold {
             }
             out.push(action);
         }
+        if !self.suspended && !behind {
+            self.release(out);
+        }
     }
 
     fn order(&mut self, lockspace: String, order: Order, out: &mut Out) {
         let order = match order {
             Order::Start(start) => {
                 let start = merged(self.starts.remove(&lockspace), start);
-                if self.suspended {
+                if self.suspended || self.behind {
                     self.starts.insert(lockspace, Held { start, due: true });
                     return;
                 }

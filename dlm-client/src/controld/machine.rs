@@ -139,6 +139,7 @@ impl Controld {
             cluster: &self.cluster,
             conf: &self.conf,
             two_node: self.config.two_node,
+            behind: self.safety.is_behind(),
         };
         (&mut self.daemon, near)
     }
@@ -288,7 +289,7 @@ impl Controld {
             }
         }
         self.give_up(out);
-        self.hold.sift(out);
+        self.hold.sift(self.safety.is_behind(), out);
     }
 
     /// A fatal verdict among the actions: engines stop first, and nothing is sent any more.
@@ -360,7 +361,7 @@ impl Controld {
                 lockspace,
                 order: Order::Left,
             });
-            self.hold.sift(&mut out);
+            self.hold.sift(self.safety.is_behind(), &mut out);
             return Ok(out.0);
         }
         match self.lockspaces.get_mut(name) {
@@ -372,7 +373,7 @@ impl Controld {
                 });
             }
         }
-        self.hold.sift(&mut out);
+        self.hold.sift(self.safety.is_behind(), &mut out);
         Ok(out.0)
     }
 

@@ -408,7 +408,6 @@ fn check_flags(operation: &'static str, from: Option<Mode>, mode: Mode, flags: L
     let bad = flags.intersects(foreign)
         || (from.is_none() && flags.intersects(Lkf::QUECVT | Lkf::CONVDEADLK))
         || flags.contains(Lkf::CONVDEADLK | Lkf::NOQUEUE)
-        || flags.contains(Lkf::ALTPR | Lkf::ALTCW)
         || (flags.contains(Lkf::EXPEDITE)
             && (from.is_some() || flags.contains(Lkf::NOQUEUE) || mode != Mode::Nl))
         || (flags.contains(Lkf::QUECVT) && from.is_some_and(|from| !from.quecvt_legal(mode)));

@@ -321,7 +321,7 @@ fn seventeen_equal_bits_end_in_a_chain() {
 /// was seen, also where that room has just gone to the record before it.
 #[test]
 fn an_entry_moves_to_the_room_that_was_seen() {
-    let mut rng = Rng::new(11);
+    let mut rng = Rng(11);
     let mut adjusted = 0;
     for count in [12u64, 300] {
         let (mut volume, dir) = directory(4096);

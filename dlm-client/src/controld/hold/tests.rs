@@ -25,13 +25,17 @@ fn order(order: Order) -> Action {
 
 fn sifted(hold: &mut Hold, actions: &[Action]) -> Vec<Action> {
     let mut out = Out(actions.to_vec());
-    hold.sift(&mut out);
+    hold.sift(false, &mut out);
     out.0
 }
 
 #[test]
 fn nothing_is_held_in_ordinary_times() {
-    let actions = [start(1, true, &[]), order(Order::Stop), start(2, false, &[(2, true)])];
+    let actions = [
+        start(1, true, &[]),
+        order(Order::Stop),
+        start(2, false, &[(2, true)]),
+    ];
     assert_eq!(sifted(&mut Hold::default(), &actions), actions);
 }
 
@@ -40,8 +44,21 @@ fn a_start_waits_for_the_end_of_the_suspension() {
     let mut hold = Hold::default();
     let actions = [Action::Suspend, start(1, true, &[])];
     assert_eq!(sifted(&mut hold, &actions), [Action::Suspend]);
-    assert_eq!(sifted(&mut hold, &[Action::Resume]), [Action::Resume, start(1, true, &[])]);
+    assert_eq!(
+        sifted(&mut hold, &[Action::Resume]),
+        [Action::Resume, start(1, true, &[])]
+    );
     assert_eq!(sifted(&mut hold, &[order(Order::Stop)]), [order(Order::Stop)]);
+}
+
+#[test]
+fn a_start_waits_for_the_end_of_the_backlog() {
+    let mut hold = Hold::default();
+    let mut out = Out(vec![start(1, true, &[])]);
+    hold.sift(true, &mut out);
+    assert_eq!(out.0, []);
+    hold.sift(false, &mut out);
+    assert_eq!(out.0, [start(1, true, &[])]);
 }
 
 #[test]
@@ -55,7 +72,10 @@ fn an_overtaken_start_is_not_given_but_what_it_told_of_the_gone_is() {
     ];
     assert_eq!(sifted(&mut hold, &actions), [Action::Suspend, Action::Resume]);
     let next = [start(2, false, &[(3, true)])];
-    assert_eq!(sifted(&mut hold, &next), [start(2, true, &[(3, true), (2, true)])]);
+    assert_eq!(
+        sifted(&mut hold, &next),
+        [start(2, true, &[(3, true), (2, true)])]
+    );
     // And only once.
     assert_eq!(sifted(&mut hold, &[start(3, false, &[])]), [start(3, false, &[])]);
 }
