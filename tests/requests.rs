@@ -13,6 +13,7 @@ use ours::{mkfs, program};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -49,8 +50,14 @@ impl Daemon {
         let mut daemon = Self { process, log, target };
         let device = fs::metadata(dir).unwrap();
         daemon.wait_for("the mount", |daemon| {
-            use std::os::unix::fs::MetadataExt;
             fs::metadata(&daemon.target).is_ok_and(|meta| meta.dev() != device.dev())
+        });
+        // The daemon looks at its own mount once, to find this file.
+        let mounted = fs::metadata(&daemon.target).unwrap().dev();
+        let (major, minor) = (rustix::fs::major(mounted), rustix::fs::minor(mounted));
+        let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        daemon.wait_for("read-ahead", |_| {
+            fs::read_to_string(&knob).is_ok_and(|kib| kib.trim() == "1024")
         });
         daemon
     }
@@ -261,7 +268,9 @@ fn trees_cost_the_requests_they_did() {
     let untar = daemon.requests(|root| over(root, "tar", &["xf", &tar.to_string_lossy()]));
     let of = |name: &str| untar.get(name).copied().unwrap_or(0);
     let (folders, files) = (FOLDERS + 1, FOLDERS * FILES);
-    assert_eq!((of("mkdir"), of("create"), of("write")), (folders, files, files));
+    assert_eq!((of("mkdir"), of("create")), (folders, files));
+    // tar writes what it has of a record of 10 KiB: every third file or so in two pieces.
+    assert!((files..=files * 3 / 2).contains(&of("write")), "untar: {untar:?}");
     // What tar asks for itself: times, owner and mode of each; before the first write and at the change of owner the
     // kernel looks for capabilities.
     assert!(of("setattr") <= 3 * (files + folders), "untar: {untar:?}");
@@ -275,7 +284,8 @@ fn trees_cost_the_requests_they_did() {
         let mut daemon = Daemon::new(dir.path(), &image);
         let walk = daemon.requests(|root| over(root, program, args));
         let of = |name: &str| walk.get(name).copied().unwrap_or(0);
-        assert_eq!(of("opendir"), folders, "{program}: {walk:?}");
+        // The folder it is started in, too.
+        assert!(of("opendir") <= folders + 1, "{program}: {walk:?}");
         assert!(
             of("readdirplus") + of("readdir") <= 2 * folders,
             "{program}: {walk:?}"
