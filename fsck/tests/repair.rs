@@ -54,7 +54,8 @@ const TOUCHED: &[(&str, &[&str])] = &[
     ("subtree lost", &["/"]),
     ("directory lost, and empty", &["/data/topdir"]),
     ("file lost, with a bad pointer", &["/data/f4k"]),
-    ("file lost", &["/data/jd"]),
+    // The root gets an entry for lost+found.
+    ("file lost", &["/", "/data/jd"]),
     ("file lost, and empty", &["/data/append"]),
 ];
 
@@ -66,6 +67,7 @@ const THEMSELVES: &[&str] = &[
     "empty slot",
     "leaves swapped",
     "hash block",
+    "file lost",
 ];
 
 static BEFORE: LazyLock<Contents> = LazyLock::new(|| contents(&fixture(IMAGE)));
