@@ -88,10 +88,13 @@ impl Hold {
     }
 
     fn release(&mut self, out: &mut Out) {
-        let due = self.starts.extract_if(.., |_, held| held.due);
-        for (lockspace, held) in due {
-            let order = Order::Start(held.start);
-            out.push(Action::Engine { lockspace, order });
+        for (lockspace, held) in std::mem::take(&mut self.starts) {
+            if held.due {
+                let order = Order::Start(held.start);
+                out.push(Action::Engine { lockspace, order });
+            } else {
+                self.starts.insert(lockspace, held);
+            }
         }
     }
 }
