@@ -29,12 +29,14 @@ const STRAIGHT_MIN: usize = 4 << 20;
 /// What a write does beside moving bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WriteOptions {
-    /// Time of the change.
-    pub(crate) now: Timestamp,
+    /// Time of the change; `None`: the kernel keeps the file's times, and tells them.
+    pub(crate) now: Option<Timestamp>,
     /// Clear the set-id bits.
     pub(crate) kill_suidgid: bool,
     /// Whole blocks are to be on the device when the write returns (`O_DIRECT`).
     pub(crate) direct: bool,
+    /// Fewer bytes than all are an error: nobody would write the others again.
+    pub(crate) whole: bool,
 }
 
 /// Blocks for the write-behind cache.
@@ -68,7 +70,7 @@ pub(crate) fn killed(mode: u32) -> u32 {
 }
 
 /// Writes all of `data` at `offset`, in as many transactions as it takes; gives the bytes written, fewer than all only
-/// when an error came after some.
+/// when an error came after some and that is of use.
 pub(crate) fn write(
     locked: &mut Locked<'_>,
     offset: u64,
@@ -89,7 +91,7 @@ pub(crate) fn write(
                 )));
             }
             Ok(n) => done += n,
-            Err(_) if done > 0 => return Ok(done),
+            Err(_) if done > 0 && !options.whole => return Ok(done),
             Err(error) => return Err(error),
         }
     }
@@ -133,8 +135,10 @@ fn covered(at: u64, len: usize, end_block: u64, bsize: u64) -> usize {
 /// Size, times and mode after bytes up to `end` were written.
 fn stamp(dinode: &mut Dinode, end: u64, options: WriteOptions) {
     dinode.size = dinode.size.get().max(end).into();
-    dinode.set_mtime(options.now);
-    dinode.set_ctime(options.now);
+    if let Some(now) = options.now {
+        dinode.set_mtime(now);
+        dinode.set_ctime(now);
+    }
     if options.kill_suidgid {
         dinode.mode = killed(dinode.mode.get()).into();
     }
@@ -194,7 +198,8 @@ fn overwrite(
     let grows = end > dinode.size.get();
     let mode = dinode.mode.get();
     let kills = options.kill_suidgid && killed(mode) != mode;
-    if grows || kills || dinode.mtime() != options.now || dinode.ctime() != options.now {
+    let is_stamped = |now| dinode.mtime() == now && dinode.ctime() == now;
+    if grows || kills || !options.now.is_none_or(is_stamped) {
         let mut work = locked.engine.begin(Reservation::blocks(1), None)?;
         stage(locked, &mut work, staged)?;
         if grows {
