@@ -359,7 +359,6 @@ fn nonsense_flags_are_refused(s: &Session) {
         (Mode::Nl, Lkf::EXPEDITE | Lkf::NOQUEUE),
         (Mode::Ex, Lkf::CONVERT),
         (Mode::Ex, Lkf::CANCEL),
-        (Mode::Ex, Lkf::ALTPR | Lkf::ALTCW),
     ];
     for (mode, flags) in refused {
         let answer = s.space.request(&name("flags"), mode, flags, 0);

@@ -18,6 +18,11 @@ use gfs2_format::ondisk::{BlockState, Superblock};
 use gfs2_format::{BlockAddr, Error, Expected, Geometry};
 use std::collections::BTreeMap;
 
+/// Memory of any check: the program, what is read at a time, findings that wait.
+const FIXED: u64 = 24 << 20;
+/// Findings that wait for their paths at most.
+const TOLD: usize = 1 << 14;
+
 /// Why a check ends early.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -68,6 +73,22 @@ impl Role {
     }
 }
 
+/// What a block held that cannot be read and that, if it were wrong, would be a finding of this kind.
+const fn held(kind: Kind) -> &'static str {
+    match kind {
+        Kind::NotADinode => "an inode that can be read",
+        Kind::IndirectType => "a block of pointers that can be read",
+        Kind::LeafBlock => "a leaf of the directory that can be read",
+        Kind::HashBlock => "a block of the directory's hash table that can be read",
+        Kind::EaBlock => "a block of extended attributes that can be read",
+        Kind::RgrpHeader => "the header of a resource group that can be read",
+        Kind::RgrpBitmap => "a bitmap that can be read",
+        Kind::JournalInode | Kind::JournalHead | Kind::JournalReplay => "a journal that can be read",
+        Kind::SystemFile | Kind::Rindex | Kind::Statfs => "a system file that can be read",
+        _ => "a block that can be read",
+    }
+}
+
 /// What came of claiming a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
@@ -98,6 +119,8 @@ pub(crate) struct Check<'a> {
     pub(crate) outcome: Outcome,
     /// A finding that may go on in the next block.
     pending: Option<Problem>,
+    /// Findings that wait for the paths of their inodes.
+    told: Vec<Problem>,
     pub(crate) observed: Observed,
     pub(crate) inodes: Inodes,
     pub(crate) directories: pass::directories::Found,
@@ -109,6 +132,9 @@ pub(crate) struct Check<'a> {
     /// The second walk: look for owners, report nothing.
     searching: bool,
     now: Stage,
+    /// Bytes this may take; and how many it took when that was last looked at.
+    memory: u64,
+    weight: u64,
     repairs: Option<Repairs<'a>>,
     /// Errors of this round that are not to be repaired (again).
     left: u64,
@@ -137,6 +163,7 @@ impl<'a> Check<'a> {
             reporter,
             outcome,
             pending: None,
+            told: Vec::new(),
             observed: Observed::default(),
             inodes: Inodes::default(),
             directories: pass::directories::Found::default(),
@@ -145,6 +172,8 @@ impl<'a> Check<'a> {
             shared_unlisted: 0,
             searching: false,
             now: Stage::System,
+            memory: policy.memory,
+            weight: 0,
             repairs: None,
             left: 0,
         }
@@ -180,7 +209,15 @@ impl<'a> Check<'a> {
     /// What waits for its repair, and what the round has seen.
     pub(crate) fn finish(mut self, system: pass::system::System, complete: bool) -> (Outcome, Held, Seen) {
         self.settle();
-        let held = self.repairs.map(|repairs| repairs.held).unwrap_or_default();
+        let mut held = self
+            .repairs
+            .take()
+            .map(|repairs| repairs.held)
+            .unwrap_or_default();
+        let mut told = std::mem::take(&mut self.told);
+        let mut all: Vec<&mut Problem> = told.iter_mut().chain(&mut held.problems).collect();
+        self.name_paths(&mut all, &system, complete);
+        told.iter().for_each(|problem| self.reporter.problem(problem));
         let seen = Seen {
             observed: self.observed,
             inodes: self.inodes,
@@ -208,6 +245,24 @@ impl<'a> Check<'a> {
                 Ok(stage < Stage::Inodes)
             }
             Control::Abort => Err(Stop::Abort),
+        }
+    }
+
+    /// Keeps to the memory that is allowed where that is possible, and says where it is not.
+    pub(crate) fn weigh(&mut self) {
+        let (observed, inodes) = (self.observed.memory(), self.inodes.memory());
+        let mut all = observed
+            .saturating_add(inodes)
+            .saturating_add(self.directories.memory());
+        all = all.saturating_add(FIXED);
+        if all <= self.memory || all < self.weight.saturating_add(self.weight / 8) {
+            return;
+        }
+        self.observed.compact();
+        let saved = observed.saturating_sub(self.observed.memory());
+        self.weight = all.saturating_sub(saved);
+        if self.weight > self.memory {
+            self.outcome.memory = self.outcome.memory.max(self.weight);
         }
     }
 
@@ -249,7 +304,12 @@ impl<'a> Check<'a> {
             Class::Warning => self.outcome.warnings += 1,
             Class::Error | Class::Fatal => self.outcome.errors += 1,
         }
-        self.reporter.problem(&problem);
+        self.told.push(problem);
+        if self.told.len() >= TOLD {
+            // So many need no path.
+            let told = std::mem::take(&mut self.told);
+            told.iter().for_each(|problem| self.reporter.problem(problem));
+        }
     }
 
     /// A fatal finding: to be returned as error.
@@ -271,7 +331,7 @@ impl<'a> Check<'a> {
                 if !self.searching {
                     self.outcome.unreadable += 1;
                 }
-                let rule = Expected::Rule("a block that can be read");
+                let rule = Expected::Rule(held(kind));
                 Problem::new(
                     Kind::Unreadable,
                     addr,

@@ -6,7 +6,7 @@
 //! checks again until nothing is left to repair, and then writes the changes (`repair/README.md`).
 //!
 //! Invariants: a read-only check writes nothing; bytes of any kind end in findings, never in a panic, an endless loop
-//! or unbounded memory (two bits a block of used resource groups, 32 bytes an inode, the blocks that change).
+//! or unbounded memory (two bits a block where neighbours differ, 32 bytes an inode, the blocks that change).
 //! This crate knows nothing of the driver: both are witnesses for each other.
 
 mod check;
@@ -28,6 +28,10 @@ pub use report::{Collect, Control, Fate, Progress, Question, Reporter, Stage};
 use gfs2_format::Error;
 use gfs2_format::device::BlockDevice;
 use gfs2_format::log::LogTime;
+use std::time::Duration;
+
+/// [`Policy::memory`] when nothing else is said.
+pub const MEMORY: u64 = 64 << 20;
 
 /// What a check may do and how far it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +45,16 @@ pub struct Policy {
     pub force: bool,
     /// Repair in memory only, to see what would be done.
     pub dry_run: bool,
-    /// Memory for changes that are not written yet, in bytes.
+    /// Memory the check may take, in bytes. It takes more only where the volume cannot be checked in it (32 bytes for
+    /// each inode, two bits for each block where neighbours differ; what a run that writes nothing would have written),
+    /// and says so: [`Outcome::memory`].
     pub memory: u64,
     /// Blocks with several owners that are listed one by one, with their owners.
     pub duplicates_listed: usize,
+    /// Of a volume that several nodes may have mounted, with a journal that is not clean: look so long whether a node
+    /// writes a journal before anything is repaired. If one does, the check ends with an error of kind
+    /// [`std::io::ErrorKind::ResourceBusy`].
+    pub watch: Duration,
     /// Time for the headers of replayed journals.
     pub now: LogTime,
 }
@@ -58,8 +68,9 @@ impl Policy {
             preen: false,
             force: false,
             dry_run: false,
-            memory: 1 << 30,
+            memory: MEMORY,
             duplicates_listed: 65536,
+            watch: Duration::ZERO,
             now: LogTime::default(),
         }
     }
@@ -84,6 +95,8 @@ pub struct Outcome {
     pub warnings: u64,
     /// Errors that were repaired.
     pub corrected: u64,
+    /// Bytes that were needed, if that was more than [`Policy::memory`]; else 0.
+    pub memory: u64,
     /// Blocks that could not be read (each is an error, too).
     pub unreadable: u64,
     /// A fatal finding ended the check.
@@ -104,7 +117,20 @@ impl Outcome {
     }
 }
 
-/// Checks the volume on `device`.
+/// Checks the volume on `device`, and repairs what `policy` allows and `reporter` agrees to.
+///
+/// ```
+/// use gfs2_format::device::MemDevice;
+/// use gfs2_fsck::{Collect, Kind, Policy, check};
+///
+/// let device = MemDevice::new(64 << 20); // nothing on it; OpenOptions::new().read_only(true).open(path) for a real one
+/// let mut found = Collect::default();
+/// let outcome = check(&device, &Policy::read_only(), &mut found)?;
+/// assert_eq!((outcome.errors, outcome.stopped), (1, true));
+/// assert_eq!(found.problems[0].kind, Kind::Superblock);
+/// println!("{}", found.problems[0]);
+/// # Ok::<(), gfs2_format::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a volume this version does not know, I/O errors where nothing can be said without the

@@ -5,20 +5,24 @@ use gfs2_format::Error;
 use gfs2_format::device::{BlockDevice, FileDevice, OpenOptions};
 use gfs2_format::log::LogTime;
 use gfs2_fsck::undo::{self, UndoDevice};
-use gfs2_fsck::{Outcome, Policy};
+use gfs2_fsck::{MEMORY, Outcome, Policy};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod mounted;
 mod terminal;
 
 use terminal::{Answers, Terminal, complain, say};
 
 /// Everything found was repaired.
 const FIXED: u8 = 1;
+/// The root filesystem was repaired under the running system.
+const REBOOT: u8 = 2;
 /// Damage is left.
 const UNCORRECTED: u8 = 4;
 /// The device failed.
@@ -30,8 +34,9 @@ const USAGE: u8 = 16;
 const CANCELLED: u8 = 32;
 /// The system's libraries failed.
 const LIBRARY: u8 = 128;
-/// Memory for changes when nothing else is said.
-const MEMORY: u64 = 64 << 20;
+/// How long a shared volume with a dirty journal is watched: nodes write their journals every 30 seconds at least when
+/// they have something to write.
+const WATCH: u64 = 35;
 
 /// Checks and repairs a GFS2 volume.
 #[derive(Debug, Parser)]
@@ -39,8 +44,8 @@ const MEMORY: u64 = 64 << 20;
     name = "fsck.gfs2",
     disable_help_flag = true,
     disable_version_flag = true,
-    after_help = "Exit codes, added up: 0 clean, 1 everything found was repaired, 4 damage is left, 8 the device \
-                  failed, 16 usage, 32 cancelled, 128 library.\nThe volume must not be mounted anywhere, on any node."
+    after_help = "Exit codes, added up: 0 clean, 1 everything found was repaired, 2 reboot, 4 damage is left, 8 the \
+                  device failed, 16 usage or in use, 32 cancelled, 128 library.\nThe volume must not be mounted anywhere, on any node."
 )]
 struct Options {
     /// Preen: like -p
@@ -79,7 +84,13 @@ struct Options {
     /// Put back what such a file has kept, and do nothing else
     #[arg(long = "restore", value_name = "FILE")]
     restore: Option<PathBuf>,
-    /// Memory for changes before they are written, in bytes (K, M, G)
+    /// Go on although the volume is in use
+    #[arg(long = "force-mounted")]
+    force_mounted: bool,
+    /// Watch the journals of a shared volume so long before it is repaired: is another node writing?
+    #[arg(long = "watch", value_name = "SECONDS", default_value_t = WATCH)]
+    watch: u64,
+    /// Memory the check may take, in bytes (K, M, G); more only where it cannot do with less
     #[arg(long = "memory", value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
     /// One JSON object a line instead of text
@@ -107,8 +118,27 @@ fn main() -> ExitCode {
     ExitCode::from(run())
 }
 
+/// Takes out what fsck(8) may hand on from its own command line: `-C[FD]` (progress, to a descriptor), `-T` (no title).
+fn of_fsck(args: impl Iterator<Item = OsString>) -> (Vec<OsString>, Option<u32>) {
+    let mut progress = None;
+    let own = args.filter(|arg| match arg.to_str().and_then(|arg| arg.strip_prefix("-C")) {
+        Some("" | "-") => false,
+        Some(fd) => match fd.trim_start_matches('-').parse() {
+            Ok(fd) => {
+                progress = Some(fd).filter(|fd| *fd != 0);
+                false
+            }
+            Err(_) => true,
+        },
+        None => arg != "-T",
+    });
+    let own = own.collect();
+    (own, progress)
+}
+
 fn run() -> u8 {
-    let options = match Options::try_parse() {
+    let (args, progress) = of_fsck(std::env::args_os());
+    let options = match Options::try_parse_from(args) {
         Ok(options) => options,
         Err(e) => return usage(&e.to_string()),
     };
@@ -134,20 +164,26 @@ fn run() -> u8 {
         return usage("fsck.gfs2: no device given; -h shows the usage");
     };
     let look = options.no || (options.dry_run && options.restore.is_none());
-    let device = match open(&path, look) {
-        Ok(device) => device,
-        Err(e) => return usage(&format!("fsck.gfs2: {}: {e}", path.display())),
+    let (device, root) = match claim(&path, look, options.force_mounted) {
+        Ok(opened) => opened,
+        Err(why) => return usage(&format!("fsck.gfs2: {}: {why}", path.display())),
+    };
+    let task = Task {
+        options: &options,
+        path: &path,
+        progress,
+        root,
     };
     if let Some(file) = &options.restore {
         return restore(&path, &device, file);
     }
     let Some(file) = options.undo.as_ref().filter(|_| !look) else {
-        return check(&options, &path, &device, preen);
+        return check(&task, &device, preen);
     };
     let kept = File::create_new(file).map_err(|e| e.to_string());
     let kept = kept.and_then(|file| UndoDevice::new(&device, file).map_err(|e| e.to_string()));
     match kept {
-        Ok(device) => check(&options, &path, &device, preen),
+        Ok(device) => check(&task, &device, preen),
         Err(e) => usage(&format!("fsck.gfs2: {}: {e}", file.display())),
     }
 }
@@ -187,7 +223,46 @@ fn restore(path: &Path, device: &FileDevice, file: &Path) -> u8 {
     }
 }
 
-fn open(path: &Path, read_only: bool) -> Result<FileDevice, Error> {
+/// What is to be done with what.
+#[derive(Clone, Copy, Debug)]
+struct Task<'a> {
+    options: &'a Options,
+    path: &'a Path,
+    /// A descriptor for the progress.
+    progress: Option<u32>,
+    /// It is the root filesystem, mounted read-only.
+    root: bool,
+}
+
+/// Opens the device, unless it is in use; tells whether it is the root filesystem. An error is its text.
+fn claim(path: &Path, look: bool, forced: bool) -> Result<(FileDevice, bool), String> {
+    let mounts = mounted::mounts_of(path);
+    let root = mounts.iter().any(mounted::Mount::is_root_read_only);
+    let in_use = mounts.iter().find(|mount| !mount.is_root_read_only());
+    if let Some(mount) = in_use {
+        let (on, kind) = (mount.target.display(), &mount.kind);
+        if !look && !forced {
+            return Err(format!(
+                "is mounted on {on} ({kind}); unmount it first (umount {on})"
+            ));
+        }
+        complain(&format!(
+            "fsck.gfs2: {}: is mounted on {on} ({kind}): what is found may be about to change",
+            path.display()
+        ));
+    }
+    let exclusive = !look && !forced && mounts.is_empty();
+    let opened = open(path, look, exclusive).map_err(|e| match &e {
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
+            "is in use by another program (a mounted filesystem, fsck, mkfs, device mapper); stop it first"
+                .to_owned()
+        }
+        _ => e.to_string(),
+    });
+    Ok((opened?, root && !look))
+}
+
+fn open(path: &Path, read_only: bool, exclusive: bool) -> Result<FileDevice, Error> {
     // Another node may have written since this machine cached a shared device; image files are of this machine.
     let block_device = std::fs::metadata(path).is_ok_and(|meta| {
         use std::os::unix::fs::FileTypeExt;
@@ -195,12 +270,13 @@ fn open(path: &Path, read_only: bool) -> Result<FileDevice, Error> {
     });
     OpenOptions::new()
         .read_only(read_only)
-        .exclusive(!read_only)
+        .exclusive(exclusive)
         .direct(block_device)
         .open(path)
 }
 
-fn check(options: &Options, path: &Path, device: &dyn BlockDevice, preen: bool) -> u8 {
+fn check(task: &Task<'_>, device: &dyn BlockDevice, preen: bool) -> u8 {
+    let Task { options, path, .. } = *task;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut policy = Policy::repair(LogTime {
         sec: now.as_secs(),
@@ -210,9 +286,10 @@ fn check(options: &Options, path: &Path, device: &dyn BlockDevice, preen: bool) 
     policy.preen = preen;
     policy.force = options.force;
     policy.dry_run = options.dry_run;
-    // What may not be written stays in memory: of a journal as much as it holds.
-    let unwritten = options.no || options.dry_run;
-    policy.memory = options.memory.unwrap_or(if unwritten { 1 << 30 } else { MEMORY });
+    policy.memory = options.memory.unwrap_or(MEMORY);
+    if !options.force_mounted {
+        policy.watch = Duration::from_secs(options.watch);
+    }
     let level = u8::from(!options.quiet) + options.verbose;
     let answers = if options.yes || preen || options.dry_run {
         Answers::Yes
@@ -226,6 +303,7 @@ fn check(options: &Options, path: &Path, device: &dyn BlockDevice, preen: bool) 
             return LIBRARY;
         }
     };
+    terminal.tell_progress_to(task.progress, path);
     syslog(&format!("{}: started", path.display()));
     if level > 1 && !options.json {
         say(&format!(
@@ -238,8 +316,11 @@ fn check(options: &Options, path: &Path, device: &dyn BlockDevice, preen: bool) 
     let result = gfs2_fsck::check(device, &policy, &mut terminal);
     terminal.finish();
     let code = match result {
-        Ok(outcome) => conclude(options, path, &outcome),
+        Ok(outcome) => conclude(task, &outcome),
         Err(e @ Error::Unsupported { .. }) => usage(&format!("fsck.gfs2: {}: {e}", path.display())),
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
+            usage(&format!("fsck.gfs2: {}: {source}", path.display()))
+        }
         Err(e) => {
             complain(&format!("fsck.gfs2: {}: {e}", path.display()));
             OPERATIONAL
@@ -259,13 +340,14 @@ fn syslog(text: &str) {
     }
 }
 
-fn conclude(options: &Options, path: &Path, outcome: &Outcome) -> u8 {
-    let code = exit_code(options, outcome);
+fn conclude(task: &Task<'_>, outcome: &Outcome) -> u8 {
+    let Task { options, path, .. } = *task;
+    let code = exit_code(task, outcome);
     if options.json {
         let summary = serde_json::json!({
             "event": "summary", "device": path.display().to_string(), "errors": outcome.errors,
             "warnings": outcome.warnings, "repaired": outcome.corrected, "unreadable": outcome.unreadable,
-            "preened": outcome.preened, "stopped": outcome.stopped, "cancelled": outcome.cancelled, "exit": code,
+            "preened": outcome.preened, "stopped": outcome.stopped, "cancelled": outcome.cancelled, "memory": outcome.memory, "exit": code,
         });
         say(&summary.to_string());
         return code;
@@ -297,7 +379,28 @@ fn conclude(options: &Options, path: &Path, outcome: &Outcome) -> u8 {
             "{device}: {errors} problems found, {corrected} repaired."
         ));
     }
-    if outcome.unreadable > 0 && errors > 0 && !options.no && !options.force {
+    advise(task, outcome, code);
+    code
+}
+
+/// What the user should know besides.
+fn advise(task: &Task<'_>, outcome: &Outcome, code: u8) {
+    let Task { options, path, .. } = *task;
+    if outcome.memory > 0 {
+        let allowed = options.memory.unwrap_or(MEMORY) >> 20;
+        complain(&format!(
+            "fsck.gfs2: {}: {} MiB of memory were needed, not the {allowed} MiB of --memory: the volume cannot be checked in less.",
+            path.display(),
+            outcome.memory.div_ceil(1 << 20)
+        ));
+    }
+    if code & REBOOT != 0 {
+        complain(&format!(
+            "fsck.gfs2: {}: the root filesystem was repaired: reboot now.",
+            path.display()
+        ));
+    }
+    if outcome.unreadable > 0 && outcome.errors > 0 && !options.no && !options.force {
         complain(
             "fsck.gfs2: blocks cannot be read, and what they hold looks lost: nothing is repaired without -f.",
         );
@@ -310,21 +413,94 @@ fn conclude(options: &Options, path: &Path, outcome: &Outcome) -> u8 {
     if outcome.stopped {
         complain("fsck.gfs2: the check ended early: what comes after that damage cannot be judged.");
     }
-    code
 }
 
-fn exit_code(options: &Options, outcome: &Outcome) -> u8 {
+fn exit_code(task: &Task<'_>, outcome: &Outcome) -> u8 {
     let damage = match outcome {
-        Outcome { cancelled: true, .. } => CANCELLED,
+        Outcome {
+            cancelled: true,
+            errors: 0,
+            ..
+        } => CANCELLED,
+        Outcome { cancelled: true, .. } => CANCELLED | UNCORRECTED,
         Outcome { skipped: true, .. } => UNCORRECTED,
         Outcome { preened: true, .. } | Outcome { errors: 0, .. } => 0,
-        _ if options.dry_run || outcome.uncorrected() > 0 => UNCORRECTED,
+        _ if task.options.dry_run || outcome.uncorrected() > 0 => UNCORRECTED,
         _ => FIXED,
     };
-    damage | if outcome.unreadable > 0 { OPERATIONAL } else { 0 }
+    let wrote = outcome.corrected > 0 && !outcome.cancelled && !task.options.dry_run;
+    let reboot = if task.root && wrote { REBOOT } else { 0 };
+    damage | reboot | if outcome.unreadable > 0 { OPERATIONAL } else { 0 }
 }
 
 fn usage(text: &str) -> u8 {
     complain(text.trim_end());
     USAGE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(args: &[&str]) -> (Vec<OsString>, Option<u32>) {
+        of_fsck(args.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn what_fsck_hands_on_is_no_option_of_ours() {
+        for args in [
+            &["fsck", "-C", "-n", "d"][..],
+            &["fsck", "-C0", "-T", "-n", "d"],
+            &["fsck", "-n", "d"],
+        ] {
+            assert_eq!(
+                split(args),
+                (["fsck", "-n", "d"].map(OsString::from).to_vec(), None)
+            );
+        }
+        assert_eq!(
+            split(&["fsck", "-C7", "d"]),
+            (["fsck", "d"].map(OsString::from).to_vec(), Some(7))
+        );
+        assert_eq!(
+            split(&["fsck", "-Cx"]).0,
+            ["fsck", "-Cx"].map(OsString::from).to_vec()
+        );
+    }
+
+    #[test]
+    fn exit_codes_are_sums() {
+        let options = Options::try_parse_from(["fsck", "-y", "d"]).unwrap();
+        let code = |root, outcome| {
+            let (options, path) = (&options, Path::new("d"));
+            let task = Task {
+                options,
+                path,
+                progress: None,
+                root,
+            };
+            exit_code(&task, &outcome)
+        };
+        let of = |errors, corrected, unreadable| Outcome {
+            errors,
+            corrected,
+            unreadable,
+            ..Outcome::default()
+        };
+        assert_eq!(code(false, of(0, 0, 0)), 0);
+        assert_eq!(code(false, of(3, 3, 0)), 1);
+        assert_eq!(code(true, of(3, 3, 0)), 1 | 2);
+        assert_eq!(code(true, of(3, 2, 0)), 2 | 4);
+        assert_eq!(code(true, of(0, 0, 0)), 0);
+        assert_eq!(code(false, of(3, 0, 1)), 4 | 8);
+        let cancelled = |errors| Outcome {
+            errors,
+            cancelled: true,
+            ..Outcome::default()
+        };
+        assert_eq!(
+            (code(true, cancelled(0)), code(false, cancelled(2))),
+            (32, 32 | 4)
+        );
+    }
 }

@@ -223,6 +223,10 @@ kinds! {
 
     /// A directory that no entry leads to.
     Unreachable, "C1", Error, "the directory cannot be reached";
+    /// A directory that no entry leads to, and with nothing in it.
+    EmptyDirectory, "C3", Error, "the directory cannot be reached and holds nothing";
+    /// No entry leads to the inode, and what it points to is damaged.
+    BadOrphan, "C4", Error, "no entry leads to the inode, and blocks of it are damaged";
     /// ".." leads elsewhere.
     DotdotTarget, "C2", Error, "the entry \"..\" does not lead to the parent";
 
@@ -230,6 +234,9 @@ kinds! {
     LinkCount, "L1", Error, "the link count is wrong";
     /// No entry leads to the inode.
     Orphan, "L2", Error, "no entry leads to the inode";
+
+    /// No entry leads to the inode, and there is nothing in it.
+    EmptyOrphan, "L3", Error, "no entry leads to the inode, which is empty";
 
     /// A block the device cannot read.
     Unreadable, "E1", Error, "the block cannot be read";
@@ -242,6 +249,8 @@ pub struct Problem {
     pub kind: Kind,
     /// The inode concerned, if there is one.
     pub inode: Option<BlockAddr>,
+    /// A path of that inode, where one is known: from the root, or `master:` and a path from the master directory.
+    pub path: Option<Box<[u8]>>,
     /// The block where it stands; the first one when `blocks` is more than one.
     pub block: BlockAddr,
     /// So many consecutive blocks share it.
@@ -250,6 +259,8 @@ pub struct Problem {
     pub field: &'static str,
     /// Another inode concerned.
     pub other: Option<BlockAddr>,
+    /// A path of that one.
+    pub other_path: Option<Box<[u8]>>,
     /// The name concerned: of an entry, a system file, an attribute.
     pub name: Option<Box<[u8]>>,
     /// What was found.
@@ -271,10 +282,12 @@ impl Problem {
         Self {
             kind,
             inode: None,
+            path: None,
             block,
             blocks: 1,
             field,
             other: None,
+            other_path: None,
             name: None,
             found,
             expected,
@@ -331,7 +344,10 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.kind.code())?;
         if let Some(inode) = self.inode {
-            write!(f, "inode {inode}: ")?;
+            match &self.path {
+                Some(path) => write!(f, "inode {inode} ({}): ", path.escape_ascii())?,
+                None => write!(f, "inode {inode}: ")?,
+            }
         }
         match self.block.checked_add(self.blocks.saturating_sub(1)) {
             Some(last) if self.blocks > 1 => write!(f, "blocks {} to {last}: ", self.block)?,
@@ -348,9 +364,10 @@ impl fmt::Display for Problem {
             self.found,
             self.expected
         )?;
-        match self.other {
-            Some(other) => write!(f, " (other inode: {other})"),
-            None => Ok(()),
+        match (self.other, &self.other_path) {
+            (Some(other), Some(path)) => write!(f, " (other inode: {other}, {})", path.escape_ascii()),
+            (Some(other), None) => write!(f, " (other inode: {other})"),
+            (None, _) => Ok(()),
         }
     }
 }
@@ -369,6 +386,15 @@ mod tests {
             problem.to_string(),
             "D6: inode 400: block 500: \"a\\\"b\\xff\": the entry's hash is not that of its name: \
              de_hash is 7, expected 8 (0x8)"
+        );
+        let placed = Problem {
+            path: Some((*b"/a b/\n").into()),
+            ..problem
+        };
+        assert!(
+            placed
+                .to_string()
+                .starts_with("D6: inode 400 (/a b/\\n): block 500: ")
         );
         let leaked = Problem::new(Kind::Leaked, at, "block state", 1, Expected::Value(0)).spanning(10);
         assert!(leaked.to_string().starts_with("I7: blocks 500 to 509: "));

@@ -1,13 +1,23 @@
-//! Reads many blocks at once: sorted, neighbours joined, in parallel.
+//! Reads many blocks at once: sorted, neighbours joined, in parallel, and ahead of whoever looks at them.
 //!
-//! Invariants: at most [`ARENA`] bytes (or one block) are in memory at a time; a block the device cannot read is an
-//! error of that block only.
+//! Helpers read the next parts of a list while this thread looks at one. A part is small enough to stay in a core's
+//! own cache. Invariants: at most [`PARTS`] parts of [`PART`] bytes (or one block) are in memory at a time; blocks are
+//! shown in the order of the list; a block the device cannot read is an error of that block only.
 
 use gfs2_format::device::{AlignedBuf, BlockDevice, ReadRequest};
 use gfs2_format::{BlockAddr, Error, Geometry};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Scope;
 
 /// Bytes read in one go.
-const ARENA: usize = 4 << 20;
+const PART: usize = 512 << 10;
+/// Parts in memory: what the helpers read, and what is being looked at.
+const PARTS: usize = 6;
+/// Threads that read ahead: two, so that the device has work while one of them hands over.
+const HELPERS: usize = 2;
+/// Lists of up to so many blocks are read without helpers.
+const SHORT: usize = 32;
 /// Neighbours are read together across a gap of up to so many bytes.
 const GAP: u64 = 16 << 10;
 /// Bytes of a joined read.
@@ -22,12 +32,30 @@ struct Run {
     end: usize,
 }
 
+/// A part for a helper, and what it makes of it.
+#[derive(Debug)]
+struct Part {
+    runs: Vec<Run>,
+    arena: AlignedBuf,
+    whole: bool,
+}
+
+/// The two ends of a helper.
+#[derive(Debug)]
+struct Helper {
+    wanted: Sender<Part>,
+    read: Receiver<Part>,
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
     device: &'a dyn BlockDevice,
     shift: u32,
     arena: AlignedBuf,
+    helpers: Vec<Helper>,
+    /// Memory of parts that nobody reads at the moment.
+    idle: Vec<AlignedBuf>,
 }
 
 impl<'a> Reader<'a> {
@@ -35,17 +63,115 @@ impl<'a> Reader<'a> {
         Self {
             device,
             shift: geometry.bsize_shift(),
-            arena: AlignedBuf::zeroed(ARENA.max(geometry.block_len())),
+            arena: AlignedBuf::zeroed(PART.max(geometry.block_len())),
+            helpers: Vec::new(),
+            idle: Vec::new(),
         }
+    }
+
+    /// With helpers, which end with the reader.
+    pub(crate) fn with_helpers<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        device: &'a dyn BlockDevice,
+        geometry: &Geometry,
+    ) -> Self
+    where
+        'a: 'scope,
+    {
+        let mut reader = Self::new(device, geometry);
+        if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
+            return reader;
+        }
+        let shift = reader.shift;
+        for _ in 0..HELPERS {
+            let (wanted, parts) = channel::<Part>();
+            let (done, read) = channel();
+            let work = move || {
+                for mut part in parts {
+                    part.whole = read_runs(device, shift, &part.runs, &mut part.arena);
+                    if done.send(part).is_err() {
+                        return;
+                    }
+                }
+            };
+            let thread = std::thread::Builder::new().name("gfs2-read".into());
+            // A thread that cannot be had is no error: this one reads what no helper does.
+            if thread.spawn_scoped(scope, work).is_err() {
+                break;
+            }
+            reader.helpers.push(Helper { wanted, read });
+        }
+        reader.idle = (0..PARTS)
+            .map(|_| AlignedBuf::zeroed(PART.max(geometry.block_len())))
+            .collect();
+        reader
     }
 
     /// Shows every block of `addrs` (ascending) by its index there.
     pub(crate) fn blocks(&mut self, addrs: &[BlockAddr], mut show: impl FnMut(usize, Result<&[u8], &Error>)) {
+        if addrs.len() > SHORT && !self.helpers.is_empty() {
+            return self.blocks_ahead(addrs, show);
+        }
         let mut from = 0;
         while from < addrs.len() {
             let (runs, next) = self.plan(addrs, from);
-            self.read_runs(addrs, &runs, &mut show);
+            let whole = read_runs(self.device, self.shift, &runs, &mut self.arena);
+            show_runs(
+                self.device,
+                self.shift,
+                addrs,
+                &runs,
+                &mut self.arena,
+                whole,
+                &mut show,
+            );
             from = next.max(from.saturating_add(1));
+        }
+    }
+
+    /// The same with helpers: they take turns, so what they read comes back in order.
+    fn blocks_ahead(&mut self, addrs: &[BlockAddr], mut show: impl FnMut(usize, Result<&[u8], &Error>)) {
+        let mut from = 0;
+        let mut under_way: VecDeque<(usize, Vec<Run>)> = VecDeque::new();
+        let mut turns = (0..self.helpers.len()).cycle();
+        loop {
+            while from < addrs.len()
+                && let Some(arena) = self.idle.pop()
+            {
+                let (runs, next) = self.plan(addrs, from);
+                from = next.max(from.saturating_add(1));
+                let turn = turns.next().unwrap_or(0);
+                under_way.push_back((turn, runs.clone()));
+                let part = Part {
+                    runs,
+                    arena,
+                    whole: false,
+                };
+                if let Some(helper) = self.helpers.get(turn)
+                    && helper.wanted.send(part).is_err()
+                {
+                    break;
+                }
+            }
+            let Some((turn, runs)) = under_way.pop_front() else {
+                return;
+            };
+            let part = self.helpers.get(turn).and_then(|helper| helper.read.recv().ok());
+            let (mut arena, whole) = match part {
+                Some(part) => (part.arena, part.whole),
+                // The helper is gone: each block is read here.
+                None => (AlignedBuf::zeroed(self.arena.len()), false),
+            };
+            show_runs(
+                self.device,
+                self.shift,
+                addrs,
+                &runs,
+                &mut arena,
+                whole,
+                &mut show,
+            );
+            self.idle.push(arena);
         }
     }
 
@@ -57,7 +183,7 @@ impl<'a> Reader<'a> {
         Ok(buf)
     }
 
-    /// Joins addresses from index `from` on into runs that fit the arena; also answers where to go on.
+    /// Joins addresses from index `from` on into runs that fit a part; also answers where to go on.
     fn plan(&self, addrs: &[BlockAddr], from: usize) -> (Vec<Run>, usize) {
         let room = (self.arena.len() >> self.shift) as u64;
         let (gap, longest) = (GAP >> self.shift, (RUN >> self.shift).max(1));
@@ -91,46 +217,56 @@ impl<'a> Reader<'a> {
         }
         (runs, addrs.len())
     }
+}
 
-    fn read_runs(
-        &mut self,
-        addrs: &[BlockAddr],
-        runs: &[Run],
-        show: &mut impl FnMut(usize, Result<&[u8], &Error>),
-    ) {
-        let shift = self.shift;
-        let mut requests = Vec::with_capacity(runs.len());
-        let mut rest: &mut [u8] = &mut self.arena;
-        for run in runs {
-            let len = (run.blocks << shift) as usize;
-            let Some((buf, tail)) = rest.split_at_mut_checked(len) else {
-                break;
+/// Reads the runs one behind the other into `arena`; answers whether all of it could be read.
+fn read_runs(device: &dyn BlockDevice, shift: u32, runs: &[Run], arena: &mut AlignedBuf) -> bool {
+    let mut requests = Vec::with_capacity(runs.len());
+    let mut rest: &mut [u8] = arena;
+    for run in runs {
+        let len = (run.blocks << shift) as usize;
+        let Some((buf, tail)) = rest.split_at_mut_checked(len) else {
+            return false;
+        };
+        rest = tail;
+        requests.push(ReadRequest {
+            offset: run.start << shift,
+            buf,
+        });
+    }
+    device.read_batch(&mut requests).is_ok()
+}
+
+/// Shows the blocks of runs that stand in `arena`; unless it is `whole`, each is read by itself, to know which ones an
+/// error is about.
+fn show_runs(
+    device: &dyn BlockDevice,
+    shift: u32,
+    addrs: &[BlockAddr],
+    runs: &[Run],
+    arena: &mut AlignedBuf,
+    whole: bool,
+    show: &mut impl FnMut(usize, Result<&[u8], &Error>),
+) {
+    let mut base = 0usize;
+    for run in runs {
+        for index in run.first..run.end {
+            let Some(addr) = addrs.get(index) else { continue };
+            let at = base.saturating_add((addr.get().saturating_sub(run.start) << shift) as usize);
+            let Some(bytes) = arena.get_mut(at..at.saturating_add(1 << shift)) else {
+                continue;
             };
-            rest = tail;
-            requests.push(ReadRequest {
-                offset: run.start << shift,
-                buf,
-            });
-        }
-        let outcome = self.device.read_batch(&mut requests);
-        for (run, request) in runs.iter().zip(&mut requests) {
-            for index in run.first..run.end {
-                let Some(addr) = addrs.get(index) else { continue };
-                let at = (addr.get().saturating_sub(run.start) << shift) as usize;
-                let Some(bytes) = request.buf.get_mut(at..at.saturating_add(1 << shift)) else {
-                    continue;
-                };
-                // After any error each block is read by itself, to know which ones it is about.
-                let alone = match outcome {
-                    Ok(()) => Ok(()),
-                    Err(_) => self.device.read_at(addr.get() << shift, bytes),
-                };
-                match &alone {
-                    Ok(()) => show(index, Ok(bytes)),
-                    Err(e) => show(index, Err(e)),
-                }
+            let alone = if whole {
+                Ok(())
+            } else {
+                device.read_at(addr.get() << shift, bytes)
+            };
+            match &alone {
+                Ok(()) => show(index, Ok(bytes)),
+                Err(e) => show(index, Err(e)),
             }
         }
+        base = base.saturating_add((run.blocks << shift) as usize);
     }
 }
 
@@ -155,17 +291,24 @@ mod tests {
     fn every_block_is_shown_once_with_its_bytes() {
         let device = device();
         let geometry = Geometry::new(1024, (64 << 20) / 1024).unwrap();
-        let mut reader = Reader::new(&device, &geometry);
-        for step in [1, 2, 16, 17, 18, 1000] {
-            let addrs: Vec<BlockAddr> = (0..60_000).step_by(step).map(BlockAddr::new).collect();
-            let mut seen = Vec::new();
-            reader.blocks(&addrs, |index, bytes| {
-                assert_eq!(number(bytes.unwrap()), addrs[index].get());
-                seen.push(index);
-            });
-            assert_eq!(seen, (0..addrs.len()).collect::<Vec<_>>(), "step {step}");
-        }
-        assert_eq!(number(reader.block(BlockAddr::new(77)).unwrap()), 77);
+        std::thread::scope(|scope| {
+            let readers = [
+                Reader::new(&device, &geometry),
+                Reader::with_helpers(scope, &device, &geometry),
+            ];
+            for mut reader in readers {
+                for step in [1, 2, 16, 17, 18, 1000] {
+                    let addrs: Vec<BlockAddr> = (0..60_000).step_by(step).map(BlockAddr::new).collect();
+                    let mut seen = Vec::new();
+                    reader.blocks(&addrs, |index, bytes| {
+                        assert_eq!(number(bytes.unwrap()), addrs[index].get());
+                        seen.push(index);
+                    });
+                    assert_eq!(seen, (0..addrs.len()).collect::<Vec<_>>(), "step {step}");
+                }
+                assert_eq!(number(reader.block(BlockAddr::new(77)).unwrap()), 77);
+            }
+        });
     }
 
     #[test]
@@ -173,14 +316,21 @@ mod tests {
         let device = FaultDevice::new(device());
         device.add(FaultRule::always(FaultOp::Read, Fault::Errno(5)).at(5 * 1024..6 * 1024));
         let geometry = Geometry::new(1024, (64 << 20) / 1024).unwrap();
-        let mut reader = Reader::new(&device, &geometry);
-        let addrs: Vec<BlockAddr> = (0..100).chain([99, 20_000]).map(BlockAddr::new).collect();
-        let mut failed = Vec::new();
-        reader.blocks(&addrs, |index, bytes| match bytes {
-            Ok(bytes) => assert_eq!(number(bytes), addrs[index].get()),
-            Err(_) => failed.push(index),
+        std::thread::scope(|scope| {
+            let readers = [
+                Reader::new(&device, &geometry),
+                Reader::with_helpers(scope, &device, &geometry),
+            ];
+            for mut reader in readers {
+                let addrs: Vec<BlockAddr> = (0..100).chain([99, 20_000]).map(BlockAddr::new).collect();
+                let mut failed = Vec::new();
+                reader.blocks(&addrs, |index, bytes| match bytes {
+                    Ok(bytes) => assert_eq!(number(bytes), addrs[index].get()),
+                    Err(_) => failed.push(index),
+                });
+                assert_eq!(failed, vec![5]);
+                assert!(reader.block(BlockAddr::new(1 << 20)).is_err());
+            }
         });
-        assert_eq!(failed, vec![5]);
-        assert!(reader.block(BlockAddr::new(1 << 20)).is_err());
     }
 }

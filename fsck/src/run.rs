@@ -10,18 +10,24 @@ use crate::pass::system::System;
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
 use crate::repair::{self, Changes, Editor, Held, History, Ledger, Phase, Request, Seen, Verdict};
-use crate::report::{Fate, Question, Reporter, Stage};
+use crate::report::{Control, Fate, Progress, Question, Reporter, Stage};
 use crate::{Outcome, Policy};
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::device::BlockDevice;
-use gfs2_format::log::recover_journal;
+use gfs2_format::log::{DeviceJournal, find_head, recover_journal};
 use gfs2_format::ondisk::{MULTIHOST_FORMAT, Superblock};
 use gfs2_format::volume::{SystemFiles, read_superblock};
 use gfs2_format::{Corrupt, Error, Expected, Geometry, Volume};
 use std::io;
+use std::time::{Duration, Instant};
 
+/// Changes that a run may keep in memory because it writes nothing: the largest journal, replayed.
+const UNWRITTEN: u64 = 1 << 30;
 /// After so many rounds what is left is left.
 const ROUNDS_MAX: u32 = 100;
+
+/// How often the journals of a shared volume are looked at while they are watched.
+const WATCH_STEP: Duration = Duration::from_millis(250);
 
 /// The oldest filesystem format.
 const FORMAT_MIN: u64 = gfs2_format::ondisk::FORMAT_MIN as u64;
@@ -50,6 +56,8 @@ pub(crate) struct Run<'a> {
     outcome: Outcome,
     /// Repairs are made.
     repairs: bool,
+    /// Other nodes were looked for.
+    watched: bool,
     history: History,
     ledger: Ledger,
     shape: Shape,
@@ -62,6 +70,7 @@ impl<'a> Run<'a> {
             policy: *policy,
             outcome: Outcome::default(),
             repairs: !policy.read_only && (policy.dry_run || !device.is_read_only()),
+            watched: false,
             history: History::default(),
             ledger: Ledger::default(),
             shape: Shape::default(),
@@ -70,7 +79,14 @@ impl<'a> Run<'a> {
 
     pub(crate) fn all(mut self, reporter: &mut dyn Reporter) -> Result<Outcome, Error> {
         let sector = self.device.sector_size();
-        let mut changes = Changes::new(self.device, sector, self.policy.memory)?;
+        // What may not be written has to stay in memory.
+        let written = self.repairs && !self.policy.dry_run;
+        let limit = if written {
+            self.policy.memory / 2
+        } else {
+            self.policy.memory.max(UNWRITTEN)
+        };
+        let mut changes = Changes::new(self.device, sector, limit)?;
         let result = self.rounds(&mut changes, reporter);
         let left = match result {
             Ok(left) => left,
@@ -160,14 +176,14 @@ impl<'a> Run<'a> {
             // Others may have it mounted.
             self.repairs = false;
         }
-        if shared && self.repairs && !self.policy.dry_run {
-            changes.guard()?;
-        }
         let (system, journals, left, held) =
             match self.look_at_journals(changes, &superblock, &geometry, reporter)? {
                 Some(found) => found,
                 None => return Ok(End::Again),
             };
+        if shared && self.repairs && !self.policy.dry_run {
+            changes.guard()?;
+        }
         if shared && !self.repairs && self.policy.preen && journals.iter().any(|journal| journal.dirty) {
             // It may be mounted: nothing that is seen now is true for long.
             return Ok(End::Done(left.saturating_add(held.problems.len() as u64)));
@@ -176,7 +192,8 @@ impl<'a> Run<'a> {
             return Ok(End::Again);
         }
         // A replay may have changed anything but the superblock: everything is read afresh.
-        let short = self.policy.preen && !self.policy.force && self.outcome == Outcome::default();
+        let short =
+            self.policy.preen && !self.policy.force && self.outcome.errors == 0 && self.outcome.warnings == 0;
         let overlay = changes.overlay();
         let mut check = Check::new(
             overlay,
@@ -192,6 +209,10 @@ impl<'a> Run<'a> {
         let mut found = System::default();
         let result = everything(&mut check, short, &mut found);
         let left = left.saturating_add(check.left_errors());
+        let changed = changes.size();
+        if changed > self.policy.memory {
+            check.outcome.memory = check.outcome.memory.max(changed);
+        }
         let whole = result.is_ok() && !check.outcome.skipped;
         let (outcome, held, seen) = check.finish(found, whole);
         self.outcome = outcome;
@@ -327,18 +348,70 @@ impl<'a> Run<'a> {
         let mut reader = Reader::new(overlay, geometry);
         let mut system = System::default();
         let result = journals(&mut check, &mut reader, &mut system);
-        let result = result.and_then(|journals| check.gate(Phase::Journals).map(|()| journals));
+        let gate = check.gate(Phase::Journals);
         let left = check.left_errors();
-        let (outcome, held, mut seen) = check.finish(System::default(), false);
+        let (outcome, held, seen) = check.finish(system, false);
         self.outcome = outcome;
+        if let Ok(journals) = &result
+            && superblock.lockproto() != "lock_nolock"
+        {
+            self.watch(geometry, journals, reporter)?;
+        }
+        let result = result.and_then(|journals| gate.map(|()| journals));
         match result {
-            Ok(journals) => Ok(Some((system, journals, left, held))),
+            Ok(journals) => Ok(Some((seen.system, journals, left, held))),
             Err(Stop::Fatal | Stop::Repair) if !held.problems.is_empty() => {
-                seen.system = system;
                 self.repair(changes, *superblock, geometry.clone(), seen, held, reporter)?;
                 Ok(None)
             }
             Err(stop) => Err(stop),
+        }
+    }
+
+    /// Watches the journals of a volume that other nodes may have mounted, once: nobody but a node that has it mounted
+    /// writes one.
+    fn watch(
+        &mut self,
+        geometry: &Geometry,
+        journals: &[Journal],
+        reporter: &mut dyn Reporter,
+    ) -> Result<(), Stop> {
+        let unsure = journals.iter().any(|journal| journal.dirty);
+        if !self.repairs || self.policy.dry_run || self.watched || !unsure {
+            return Ok(());
+        }
+        self.watched = true;
+        let heads = || -> Result<Vec<Option<u64>>, Error> {
+            let head = |journal: &Journal| {
+                let ring = DeviceJournal::new(self.device, geometry, &journal.file.map);
+                Ok(find_head(&ring, geometry)?.map(|head| head.header.sequence))
+            };
+            journals.iter().map(head).collect()
+        };
+        let (before, since) = (heads()?, Instant::now());
+        loop {
+            let spent = since.elapsed();
+            let now = heads()?;
+            if let Some(journal) = (0..)
+                .zip(&before)
+                .zip(&now)
+                .find_map(|((jid, a), b)| (a != b).then_some(jid))
+            {
+                let jid: u32 = journal;
+                let text = format!("journal{jid} is being written: another node has the volume mounted");
+                return Err(
+                    Error::io("watch", 0, 0, io::Error::new(io::ErrorKind::ResourceBusy, text)).into(),
+                );
+            }
+            let total = self.policy.watch.as_millis() as u64;
+            let done = (spent.as_millis() as u64).min(total);
+            let stage = Stage::Journals;
+            match reporter.progress(Progress { stage, done, total }) {
+                Control::Abort => return Err(Stop::Abort),
+                Control::Continue if spent < self.policy.watch => {}
+                Control::Continue | Control::Skip => return Ok(()),
+            }
+            std::thread::sleep(WATCH_STEP.min(self.policy.watch.saturating_sub(spent)));
         }
     }
 
@@ -469,8 +542,19 @@ fn volume(
 
 /// Everything but the journals; `short`: only as far as the resource groups, if nothing is wrong so far.
 fn everything(check: &mut Check<'_>, short: bool, system: &mut System) -> Step {
-    let mut reader = Reader::new(check.device, &check.geometry);
-    let reader = &mut reader;
+    let (device, geometry) = (check.device, check.geometry.clone());
+    std::thread::scope(|scope| {
+        let mut reader = Reader::with_helpers(scope, device, &geometry);
+        everything_through(check, &mut reader, short, system)
+    })
+}
+
+fn everything_through(
+    check: &mut Check<'_>,
+    reader: &mut Reader<'_>,
+    short: bool,
+    system: &mut System,
+) -> Step {
     *system = find_system(check, reader)?;
     check.system(reader, system)?;
     check.gate(Phase::Journals)?;

@@ -21,6 +21,10 @@ pub(crate) struct Inode {
     pub(crate) unlinked: bool,
     /// Its tree was not followed: too much of it is wrong.
     pub(crate) skipped: bool,
+    /// Neither content nor attributes nor entries.
+    pub(crate) empty: bool,
+    /// A pointer of its tree leads nowhere, or to a block of the wrong type.
+    pub(crate) bad: bool,
 }
 
 const _: () = assert!(size_of::<Inode>() == 32);
@@ -29,6 +33,8 @@ const _: () = assert!(size_of::<Inode>() == 32);
 #[derive(Debug, Default)]
 pub(crate) struct Inodes {
     sorted: Vec<Inode>,
+    /// Where an inode was found last: its neighbours in a directory are often its neighbours here.
+    last: usize,
     extra: BTreeMap<BlockAddr, Inode>,
 }
 
@@ -42,8 +48,16 @@ impl Inodes {
     }
 
     pub(crate) fn get_mut(&mut self, addr: BlockAddr) -> Option<&mut Inode> {
+        let next = self.last.saturating_add(1);
+        if self.sorted.get(next).is_some_and(|inode| inode.addr == addr) {
+            self.last = next;
+            return self.sorted.get_mut(next);
+        }
         match self.sorted.binary_search_by_key(&addr, |inode| inode.addr) {
-            Ok(n) => self.sorted.get_mut(n),
+            Ok(n) => {
+                self.last = n;
+                self.sorted.get_mut(n)
+            }
             Err(_) => self.extra.get_mut(&addr),
         }
     }
@@ -53,6 +67,21 @@ impl Inodes {
             Ok(n) => self.sorted.get(n),
             Err(_) => self.extra.get(&addr),
         }
+    }
+
+    /// Notes that blocks of an inode are damaged.
+    pub(crate) fn spoil(&mut self, addr: BlockAddr) {
+        if let Some(inode) = self.get_mut(addr) {
+            inode.bad = true;
+        }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn memory(&self) -> u64 {
+        let sorted = self.sorted.capacity().saturating_mul(size_of::<Inode>());
+        // A node of a tree is not always full.
+        let extra = self.extra.len().saturating_mul(2 * size_of::<Inode>());
+        sorted.saturating_add(extra) as u64
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Inode> {

@@ -4,7 +4,9 @@ use gfs2_format::log::RecoveryReport;
 use gfs2_fsck::{Class, Control, Fate, Problem, Progress, Question, Reporter, Stage};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGUSR1};
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,6 +42,8 @@ pub(crate) struct Terminal {
     drawn: Option<Instant>,
     draws: bool,
     signals: Signals,
+    /// Where a caller wants the progress told, and of what device.
+    told: Option<(File, String)>,
 }
 
 /// What was asked for by signals since the last look.
@@ -89,7 +93,36 @@ impl Terminal {
             drawn: None,
             draws: level > 0 && !json && io::stdout().is_terminal(),
             signals: Signals::listen()?,
+            told: None,
         })
+    }
+
+    /// Tells the progress to this descriptor, too: a line with pass, done, total and device, as other checkers do for
+    /// fsck(8). A descriptor that is none is left alone.
+    pub(crate) fn tell_progress_to(&mut self, fd: Option<u32>, device: &Path) {
+        let file = fd.and_then(|fd| {
+            OpenOptions::new()
+                .append(true)
+                .open(format!("/proc/self/fd/{fd}"))
+                .ok()
+        });
+        self.told = file.map(|file| (file, device.display().to_string()));
+    }
+
+    fn tell(&mut self, progress: Progress) {
+        if let Some((file, device)) = &mut self.told {
+            let pass = match progress.stage {
+                Stage::System | Stage::Journals | Stage::Rgrps | Stage::Inodes => 1,
+                Stage::Directories => 2,
+                Stage::Connectivity => 3,
+                Stage::Links => 4,
+                Stage::Duplicates | Stage::Bitmaps | Stage::Statfs => 5,
+            };
+            let line = format!("{pass} {} {} {device}\n", progress.done, progress.total);
+            if file.write_all(line.as_bytes()).is_err() {
+                self.told = None;
+            }
+        }
     }
 
     fn line(&mut self, least: u8, text: &str) {
@@ -213,6 +246,7 @@ fn class_name(class: Class) -> &'static str {
 }
 
 fn finding(problem: &Problem) -> Value {
+    let text = |bytes: &Option<Box<[u8]>>| bytes.as_ref().map(|bytes| bytes.escape_ascii().to_string());
     json!({
         "event": "finding",
         "code": problem.kind.code(),
@@ -220,13 +254,15 @@ fn finding(problem: &Problem) -> Value {
         "class": class_name(problem.kind.class()),
         "text": problem.kind.text(),
         "inode": problem.inode.map(|inode| inode.get()),
+        "path": text(&problem.path),
         "block": problem.block.get(),
         "blocks": problem.blocks,
-        "name": problem.name.as_ref().map(|name| name.escape_ascii().to_string()),
+        "name": text(&problem.name),
         "field": problem.field,
         "found": problem.found,
         "expected": problem.expected.to_string(),
         "other": problem.other.map(|other| other.get()),
+        "other_path": text(&problem.other_path),
     })
 }
 
@@ -260,6 +296,7 @@ impl Reporter for Terminal {
             return self.interrupted(progress);
         }
         self.draw(progress);
+        self.tell(progress);
         Control::Continue
     }
 

@@ -109,6 +109,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// A directory whose count of entries cannot grow.
+    pub(crate) const TOO_MANY_ENTRIES: Self = Self::TooLarge {
+        what: "entries of a directory",
+        found: 1 << 32,
+        limit: u32::MAX as u64,
+    };
+}
+
+impl Error {
     /// A [`Corrupt`] error.
     #[must_use]
     pub fn corrupt(

@@ -9,16 +9,21 @@ use crate::health::Health;
 use gfs2_format::device::{AlignedBuf, BlockDevice, ReadRequest};
 use gfs2_format::{Block, BlockAddr, Error, Expected, Geometry};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const SHARDS: usize = 64;
+/// What a buffer takes beside its contents: its entries in map, clock and owner's list (of one block, mostly).
+const BUFFER_OVERHEAD: usize = 320;
 /// Smallest number of buffers per shard, whatever the budget.
 const SHARD_BUFFERS_MIN: usize = 8;
 /// Blocks read ahead in one batch.
 const READ_AHEAD_BATCH: usize = 128;
 /// Blocks between two wanted ones that are read rather than left out.
 const READ_ALONG: u64 = 4;
+
+/// Largest buffer that is kept for the next batch, in bytes.
+const SPARE_MAX: usize = 1 << 20;
 
 /// Locks a mutex of this driver. A thread that panicked with it locked may have left half a change behind: nobody
 /// may go on with that.
@@ -29,8 +34,27 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 struct Lane {
     shard: Mutex<Shard>,
-    /// Told when a load ends.
+    /// Told when a load ends, if somebody waits for one.
     loaded: Condvar,
+}
+
+impl Lane {
+    /// Waits until something here has been loaded.
+    fn wait<'a>(&self, mut shard: MutexGuard<'a, Shard>) -> MutexGuard<'a, Shard> {
+        shard.waiters += 1;
+        let mut shard = self.loaded.wait(shard).expect("a thread panicked in the cache");
+        shard.waiters -= 1;
+        shard
+    }
+
+    /// Unlocks; what was being loaded may be there, or never come. Telling nobody costs a system call, too.
+    fn tell(&self, shard: MutexGuard<'_, Shard>) {
+        let waiters = shard.waiters;
+        drop(shard);
+        if waiters > 0 {
+            self.loaded.notify_all();
+        }
+    }
 }
 
 /// Figures of the cache.
@@ -50,8 +74,10 @@ pub struct BufferCache {
     geometry: Geometry,
     health: Arc<Health>,
     lanes: Vec<Lane>,
-    lane_limit: usize,
+    lane_limit: AtomicUsize,
     blocks_read: AtomicU64,
+    /// What the last batch was read into.
+    spare: Mutex<AlignedBuf>,
     data: DataCache,
 }
 
@@ -72,15 +98,45 @@ impl BufferCache {
         health: Arc<Health>,
         budget_bytes: usize,
     ) -> Self {
-        let lane_limit = (budget_bytes / geometry.block_len() / SHARDS).max(SHARD_BUFFERS_MIN);
-        Self {
+        let cache = Self {
             data: DataCache::new(Arc::clone(&device), geometry.clone(), Arc::clone(&health)),
             device,
             geometry,
             health,
             lanes: std::iter::repeat_with(Lane::default).take(SHARDS).collect(),
-            lane_limit,
+            lane_limit: AtomicUsize::new(0),
             blocks_read: AtomicU64::new(0),
+            spare: Mutex::new(AlignedBuf::zeroed(0)),
+        };
+        cache.set_limit(budget_bytes);
+        cache
+    }
+
+    /// Sets about how many bytes of unpinned blocks are held.
+    pub fn set_limit(&self, bytes: usize) {
+        self.lane_limit.store(self.per_lane(bytes), Ordering::Relaxed);
+    }
+
+    fn per_lane(&self, bytes: usize) -> usize {
+        (bytes / (self.geometry.block_len() + BUFFER_OVERHEAD) / SHARDS).max(SHARD_BUFFERS_MIN)
+    }
+
+    fn lane_limit(&self) -> usize {
+        self.lane_limit.load(Ordering::Relaxed)
+    }
+
+    /// Buffers held, and the bytes they take.
+    #[must_use]
+    pub fn usage(&self) -> (usize, usize) {
+        let buffers = self.lanes.iter().map(|lane| lock(&lane.shard).ready()).sum();
+        (buffers, buffers * (self.geometry.block_len() + BUFFER_OVERHEAD))
+    }
+
+    /// Evicts blocks that nobody needs to be kept, the least used first, until about `bytes` are held.
+    pub fn shrink_to(&self, bytes: usize) {
+        let limit = self.per_lane(bytes);
+        for lane in &self.lanes {
+            lock(&lane.shard).shrink(limit);
         }
     }
 
@@ -150,7 +206,7 @@ impl BufferCache {
                     return Err(two_owners(addr, buffer.owner, owner));
                 }
                 Some(Slot::Loading { .. }) => {
-                    shard = lane.loaded.wait(shard).expect("a thread panicked in the cache");
+                    shard = lane.wait(shard);
                 }
                 // Not here, or left over from the block's last life under another owner.
                 _ => break,
@@ -160,15 +216,13 @@ impl BufferCache {
         drop(shard);
         let result = self.read_device(addr);
         let mut shard = lock(&lane.shard);
-        let own = shard.end_loading(addr, ticket, result.as_ref().ok(), self.lane_limit);
-        lane.loaded.notify_all();
-        if !own
-            && let Some(buffer) = shard.buffer_mut(addr)
-            && buffer.owner == owner
-        {
-            return Ok(Shard::touch(buffer));
-        }
-        result.map(|block| (block, 0))
+        let own = shard.end_loading(addr, ticket, result.as_ref().ok(), self.lane_limit());
+        let newer = match shard.buffer_mut(addr) {
+            Some(buffer) if !own && buffer.owner == owner => Some(Shard::touch(buffer)),
+            _ => None,
+        };
+        lane.tell(shard);
+        newer.map_or_else(|| result.map(|block| (block, 0)), Ok)
     }
 
     fn check_address(&self, addr: BlockAddr) -> FsResult<()> {
@@ -225,7 +279,11 @@ impl BufferCache {
             (first, (last.get() - first.get() + 1) as usize * len)
         };
         let total = batch.chunk_by(near).map(|run| span(run).1).sum();
-        let mut bytes = AlignedBuf::zeroed(total);
+        // Fresh memory would cost as much as the reading of it.
+        let mut bytes = std::mem::replace(&mut *lock(&self.spare), AlignedBuf::zeroed(0));
+        if bytes.len() < total {
+            bytes = AlignedBuf::zeroed(total);
+        }
         let mut requests: Vec<ReadRequest<'_>> = Vec::new();
         let mut rest = &mut bytes[..];
         for run in batch.chunk_by(near) {
@@ -249,13 +307,17 @@ impl BufferCache {
                 let at = start + (addr.get() - first.get()) as usize * len;
                 let block = good.then(|| Block::from(&bytes[at..at + len]));
                 let lane = self.lane(*addr);
-                lock(&lane.shard).end_loading(*addr, *ticket, block.as_ref(), self.lane_limit);
-                lane.loaded.notify_all();
+                let mut shard = lock(&lane.shard);
+                shard.end_loading(*addr, *ticket, block.as_ref(), self.lane_limit());
+                lane.tell(shard);
             }
             start += span;
         }
         if good {
             self.blocks_read.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        }
+        if bytes.len() <= SPARE_MAX {
+            *lock(&self.spare) = bytes;
         }
     }
 
@@ -273,8 +335,9 @@ impl BufferCache {
     pub fn drop_owner(&self, owner: GlockName) -> FsResult<()> {
         let mut pinned = None;
         for lane in &self.lanes {
-            pinned = lock(&lane.shard).drop_owner(owner).or(pinned);
-            lane.loaded.notify_all();
+            let mut shard = lock(&lane.shard);
+            pinned = shard.drop_owner(owner).or(pinned);
+            lane.tell(shard);
         }
         match pinned {
             None => Ok(()),
@@ -287,8 +350,9 @@ impl BufferCache {
     /// Forgets everything that is not pinned: after a recovery or a thaw, when others may have written.
     pub fn drop_clean(&self) {
         for lane in &self.lanes {
-            lock(&lane.shard).drop_clean();
-            lane.loaded.notify_all();
+            let mut shard = lock(&lane.shard);
+            shard.drop_clean();
+            lane.tell(shard);
         }
     }
 
@@ -333,11 +397,10 @@ impl BufferCache {
         }
         // Absent, or being loaded by somebody whose contents are no longer the newest.
         shard.remove(addr);
-        if let Some(buffer) = shard.insert(addr, owner, block.clone(), version, self.lane_limit) {
+        if let Some(buffer) = shard.insert(addr, owner, block.clone(), version, self.lane_limit()) {
             buffer.pins = u32::from(pin);
         }
-        drop(shard);
-        lane.loaded.notify_all();
+        lane.tell(shard);
     }
 
     /// Takes one pin away.
@@ -360,8 +423,7 @@ impl BufferCache {
         let mut shard = lock(&lane.shard);
         let Some(buffer) = shard.buffer_mut(addr) else {
             shard.remove(addr);
-            drop(shard);
-            lane.loaded.notify_all();
+            lane.tell(shard);
             return None;
         };
         let owner = buffer.owner;

@@ -43,14 +43,53 @@ impl Slot {
     }
 }
 
+/// The blocks of one owner in a shard: an inode's are spread over all shards, so that there is mostly one.
+#[derive(Debug)]
+enum Owned {
+    One(BlockAddr),
+    Many(QuickSet<BlockAddr>),
+}
+
+impl Owned {
+    fn add(&mut self, addr: BlockAddr) {
+        match self {
+            Self::One(own) if *own == addr => {}
+            Self::One(own) => *self = Self::Many([*own, addr].into_iter().collect()),
+            Self::Many(all) => {
+                all.insert(addr);
+            }
+        }
+    }
+
+    /// True: nothing is left.
+    fn remove(&mut self, addr: BlockAddr) -> bool {
+        match self {
+            Self::One(own) => *own == addr,
+            Self::Many(all) => {
+                all.remove(&addr);
+                all.is_empty()
+            }
+        }
+    }
+
+    fn to_vec(&self) -> Vec<BlockAddr> {
+        match self {
+            Self::One(own) => vec![*own],
+            Self::Many(all) => all.iter().copied().collect(),
+        }
+    }
+}
+
 /// The blocks of one shard.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     slots: QuickMap<BlockAddr, Slot>,
-    owners: QuickMap<GlockName, QuickSet<BlockAddr>>,
+    owners: QuickMap<GlockName, Owned>,
     clock: VecDeque<(BlockAddr, u64)>,
     ticks: u64,
     ready: usize,
+    /// Threads that wait for a load to end.
+    pub(super) waiters: u32,
 }
 
 impl Shard {
@@ -86,7 +125,7 @@ impl Shard {
         self.ticks += 1;
         let ticket = self.ticks;
         self.slots.insert(addr, Slot::Loading { owner, ticket });
-        self.owners.entry(owner).or_default().insert(addr);
+        self.list(addr, owner);
         ticket
     }
 
@@ -118,11 +157,11 @@ impl Shard {
         version: u64,
         limit: usize,
     ) -> Option<&mut Buffer> {
-        self.evict(limit.saturating_sub(1));
+        self.evict(limit.saturating_sub(1), EVICT_STEPS_MAX);
         self.ticks += 1;
         let tick = self.ticks;
         self.clock.push_back((addr, tick));
-        self.owners.entry(owner).or_default().insert(addr);
+        self.list(addr, owner);
         let buffer = Buffer {
             owner,
             block,
@@ -144,7 +183,7 @@ impl Shard {
         };
         let old = std::mem::replace(&mut buffer.owner, owner);
         self.unlist(addr, old);
-        self.owners.entry(owner).or_default().insert(addr);
+        self.list(addr, owner);
     }
 
     pub(super) fn remove(&mut self, addr: BlockAddr) {
@@ -154,18 +193,22 @@ impl Shard {
         }
     }
 
+    fn list(&mut self, addr: BlockAddr, owner: GlockName) {
+        let list = self.owners.entry(owner);
+        list.and_modify(|list| list.add(addr)).or_insert(Owned::One(addr));
+    }
+
     fn unlist(&mut self, addr: BlockAddr, owner: GlockName) {
-        if let Some(list) = self.owners.get_mut(&owner) {
-            list.remove(&addr);
-            if list.is_empty() {
-                self.owners.remove(&owner);
-            }
+        if let Some(list) = self.owners.get_mut(&owner)
+            && list.remove(addr)
+        {
+            self.owners.remove(&owner);
         }
     }
 
     /// Drops everything of `owner`; gives back a pinned block, which stays, when there is one.
     pub(super) fn drop_owner(&mut self, owner: GlockName) -> Option<BlockAddr> {
-        let list: Vec<BlockAddr> = self.owners.get(&owner)?.iter().copied().collect();
+        let list = self.owners.get(&owner)?.to_vec();
         let mut pinned = None;
         for addr in list {
             match self.slots.get(&addr) {
@@ -196,10 +239,21 @@ impl Shard {
             }));
     }
 
+    /// Evicts unpinned buffers until `limit` are left, or only pinned ones.
+    pub(super) fn shrink(&mut self, limit: usize) {
+        // Once round to forget who was used, once round to evict.
+        self.evict(limit, self.clock.len().saturating_mul(2));
+        if self.slots.capacity() > self.slots.len().saturating_mul(4) {
+            self.slots.shrink_to(self.slots.len() * 2);
+            self.owners.shrink_to(self.owners.len() * 2);
+            self.clock.shrink_to(self.clock.len() * 2);
+        }
+    }
+
     /// Evicts unpinned buffers, those not used since the clock last passed first, until `limit` are left (or the
     /// step bound is reached: pinned buffers may exceed any limit).
-    fn evict(&mut self, limit: usize) {
-        for _ in 0..EVICT_STEPS_MAX {
+    fn evict(&mut self, limit: usize, steps: usize) {
+        for _ in 0..steps {
             let stale = self.clock.len() > self.ready.saturating_mul(2) + EVICT_STEPS_MAX;
             if self.ready <= limit && !stale {
                 return;

@@ -106,6 +106,8 @@ layout! {
     NotifyStore 24 { nodeid: u64, offset: u64, size: u32, padding: u32 }
     /// Followed by the node ids.
     NotifyPrune 16 { count: u32, padding: u32, spare: u64 }
+    /// What of an entry of a ring is neither header nor payload.
+    RingEntry 32 { flags: u64, commit_id: u64, payload_sz: u32, padding: u32, reserved: u64 }
 }
 
 bitflags! {
@@ -129,6 +131,7 @@ bitflags! {
         const SETXATTR_EXT = 1 << 29;
         const INIT_EXT = 1 << 30;
         const HAS_EXPIRE_ONLY = 1 << 35;
+        const OVER_IO_URING = 1 << 41;
         const _ = !0;
     }
 
@@ -168,6 +171,18 @@ pub(super) const SETXATTR_ACL_KILL_SGID: u32 = 1;
 pub(super) const FSYNC_FDATASYNC: u32 = 1;
 /// INVAL_ENTRY: the name has to be looked up again, no more.
 pub(super) const EXPIRE_ONLY: u32 = 1;
+
+/// Requests by io_uring: the commands, and where the parts of an entry's headers lie.
+pub(super) mod ring {
+    /// Makes an entry known, and waits for its first request.
+    pub(in super::super) const REGISTER: u32 = 1;
+    /// Answers the entry's request, and waits for its next.
+    pub(in super::super) const COMMIT_AND_FETCH: u32 = 2;
+    /// Length of each of the two headers: the request's (or answer's), the operation's.
+    pub(in super::super) const HEADER: usize = 128;
+    /// Length of all headers: those two and a [`super::RingEntry`].
+    pub(in super::super) const HEADERS: usize = 2 * HEADER + size_of::<super::RingEntry>();
+}
 
 /// Codes of notifications (in `OutHeader::error`).
 pub(super) mod notify {

@@ -12,11 +12,12 @@
 //! away); threads that are not needed end.
 
 use super::abi::Fattr;
-use super::front::{Front, MAX_IO, Scratch};
+use super::counters::Counters;
+use super::front::{Front, MAX_IO, Scratch, Target};
 use super::interrupt::{Desk, Slot};
 use super::notify::Notifications;
 use super::reply::{Channel, Reply};
-use super::request::{self, Op, WRITE_HEAD, decode};
+use super::request::{Op, Request, WRITE_HEAD, decode};
 use crate::error::Errno;
 use crate::sleep;
 use gfs2_format::device::AlignedBuf;
@@ -84,7 +85,8 @@ struct Worker {
     crew: Arc<Crew>,
     slot: Arc<Slot>,
     buffer: AlignedBuf,
-    scratch: Scratch,
+    read: AlignedBuf,
+    names: Vec<u8>,
 }
 
 impl Crew {
@@ -292,7 +294,8 @@ impl Worker {
             crew,
             slot,
             buffer: AlignedBuf::zeroed(PAYLOAD + MAX_IO as usize),
-            scratch: Scratch::default(),
+            read: AlignedBuf::zeroed(0),
+            names: Vec::new(),
         }
     }
 
@@ -326,7 +329,11 @@ impl Worker {
             crew.took();
             relieved.store(false, Ordering::Relaxed);
             let bytes = self.buffer.get(PAYLOAD - WRITE_HEAD..).and_then(|b| b.get(..len));
-            handle(&crew, &self.slot, bytes.unwrap_or_default(), &mut self.scratch);
+            let mut scratch = Scratch {
+                read: Target::Own(&mut self.read),
+                names: &mut self.names,
+            };
+            handle(&crew, &self.slot, bytes.unwrap_or_default(), &mut scratch);
             if !crew.next(relieved.load(Ordering::Relaxed)) {
                 return;
             }
@@ -334,8 +341,8 @@ impl Worker {
     }
 }
 
-/// Answers one request.
-fn handle(crew: &Arc<Crew>, slot: &Slot, bytes: &[u8], scratch: &mut Scratch) {
+/// Answers one request of the device.
+fn handle(crew: &Arc<Crew>, slot: &Slot, bytes: &[u8], scratch: &mut Scratch<'_>) {
     let request = match decode(bytes) {
         Ok(request) => request,
         Err((header, malformed)) => {
@@ -346,27 +353,53 @@ fn handle(crew: &Arc<Crew>, slot: &Slot, bytes: &[u8], scratch: &mut Scratch) {
             return;
         }
     };
-    crew.notifications.counters().count(request.header.opcode);
     let reply = Reply::new(&crew.channel, request.header.unique);
     if let Op::Interrupt(interrupt) = request.op {
+        crew.notifications.counters().count(request.header.opcode);
         return crew.desk.interrupt(interrupt.unique, reply);
     }
     if is_long(&request) {
         sleep::about_to_sleep();
     }
-    slot.begin(request.header.unique, request.header.pid);
-    // One bad request must not take the mount down; its reply, dropped, answers EIO.
-    if catch_unwind(AssertUnwindSafe(|| crew.front.serve(&request, scratch, reply))).is_err() {
-        tracing::error!(
-            opcode = request.header.opcode,
-            "a request ended in a panic and was answered with EIO; please report this"
-        );
+    crew.answer(slot, &request, scratch, reply);
+}
+
+impl Crew {
+    /// Answers one request, however it came.
+    pub(super) fn answer(
+        &self,
+        slot: &Slot,
+        request: &Request<'_>,
+        scratch: &mut Scratch<'_>,
+        reply: Reply<'_>,
+    ) {
+        self.notifications.counters().count(request.header.opcode);
+        slot.begin(request.header.unique, request.header.pid);
+        // One bad request must not take the mount down; its reply, dropped, answers EIO.
+        if catch_unwind(AssertUnwindSafe(|| self.front.serve(request, scratch, reply))).is_err() {
+            tracing::error!(
+                opcode = request.header.opcode,
+                "a request ended in a panic and was answered with EIO; please report this"
+            );
+        }
+        slot.finish();
     }
-    slot.finish();
+
+    pub(super) fn channel(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        self.notifications.counters()
+    }
+
+    pub(super) fn desk(&self) -> &Desk {
+        &self.desk
+    }
 }
 
 /// Is the request expected to take long?
-fn is_long(request: &request::Request<'_>) -> bool {
+fn is_long(request: &Request<'_>) -> bool {
     matches!(request.op, Op::Fsync(_) | Op::Fsyncdir(_) | Op::Syncfs)
         || matches!(request.op, Op::Setattr(set) if set.valid & Fattr::SIZE.bits() != 0)
 }

@@ -18,21 +18,38 @@ pub(super) const MAX_IO: u32 = 1 << 20;
 /// Longest name.
 const NAME_MAX: u32 = 255;
 
-/// What a thread needs to build answers in; kept between requests.
+/// What a request needs to build its answer in.
 #[derive(Debug)]
-pub(super) struct Scratch {
-    /// For READ: page-aligned, so that the device fills it directly. Grows to what is asked for.
-    read: AlignedBuf,
+pub(super) struct Scratch<'a> {
+    /// For READ: page-aligned, so that the device fills it directly.
+    pub(super) read: Target<'a>,
     /// For READDIR.
-    names: Vec<u8>,
+    pub(super) names: &'a mut Vec<u8>,
 }
 
-impl Default for Scratch {
-    fn default() -> Self {
-        Self {
-            read: AlignedBuf::zeroed(0),
-            names: Vec::new(),
-        }
+/// Where a READ's bytes are put.
+#[derive(Debug)]
+pub(super) enum Target<'a> {
+    /// It grows to what is asked for.
+    Own(&'a mut AlignedBuf),
+    /// The answer leaves from there.
+    Lent(&'a mut [u8]),
+}
+
+impl Target<'_> {
+    /// `len` bytes, or fewer if there are no more.
+    fn bytes(&mut self, len: usize) -> &mut [u8] {
+        let whole: &mut [u8] = match self {
+            Self::Own(buffer) => {
+                if buffer.len() < len {
+                    buffer.resize(len);
+                }
+                buffer
+            }
+            Self::Lent(bytes) => bytes,
+        };
+        let len = len.min(whole.len());
+        whole.get_mut(..len).unwrap_or_default()
     }
 }
 
@@ -58,7 +75,7 @@ impl Front {
     }
 
     /// Calls the verb and answers.
-    pub(super) fn serve(&self, request: &Request<'_>, scratch: &mut Scratch, reply: Reply<'_>) {
+    pub(super) fn serve(&self, request: &Request<'_>, scratch: &mut Scratch<'_>, reply: Reply<'_>) {
         let header = &request.header;
         let asked = Asked {
             caller: Caller {
@@ -201,7 +218,7 @@ impl Front {
         }
     }
 
-    fn file(&self, asked: Asked<'_>, op: &Op<'_>, scratch: &mut Scratch) {
+    fn file(&self, asked: Asked<'_>, op: &Op<'_>, scratch: &mut Scratch<'_>) {
         let Asked { caller, node, reply } = asked;
         let fs = &self.fs;
         match *op {
@@ -241,14 +258,10 @@ impl Front {
         }
     }
 
-    fn read(&self, reply: Reply<'_>, args: abi::ReadIn, scratch: &mut Scratch) {
-        let size = args.size.min(MAX_IO) as usize;
-        if scratch.read.len() < size {
-            scratch.read.resize(size);
-        }
-        let target = scratch.read.get_mut(..size).unwrap_or_default();
+    fn read(&self, reply: Reply<'_>, args: abi::ReadIn, scratch: &mut Scratch<'_>) {
+        let target = scratch.read.bytes(args.size.min(MAX_IO) as usize);
         match self.fs.read(Handle(args.fh), args.offset, target) {
-            Ok(got) => reply.bytes(&[], target.get(..got).unwrap_or_default()),
+            Ok(got) => reply.filled(target.get(..got).unwrap_or_default()),
             Err(error) => reply.error(errno("read", &error)),
         }
     }
@@ -275,7 +288,7 @@ impl Front {
         }
     }
 
-    fn directory(&self, asked: Asked<'_>, op: &Op<'_>, scratch: &mut Scratch) {
+    fn directory(&self, asked: Asked<'_>, op: &Op<'_>, scratch: &mut Scratch<'_>) {
         let Asked { node, reply, .. } = asked;
         let fs = &self.fs;
         match *op {
@@ -284,7 +297,7 @@ impl Front {
                 Err(error) => reply.error(errno("opendir", &error)),
             },
             Op::Readdir(args) => {
-                let mut page = Page::new(&mut scratch.names, args.size);
+                let mut page = Page::new(scratch.names, args.size);
                 match fs.readdir(Handle(args.fh), args.offset, &mut |entry| !page.add(&[], entry)) {
                     Ok(()) => reply.bytes(&[], page.bytes),
                     Err(error) => reply.error(errno("readdir", &error)),
@@ -303,8 +316,8 @@ impl Front {
         }
     }
 
-    fn readdirplus(&self, reply: Reply<'_>, args: abi::ReadIn, scratch: &mut Scratch) {
-        let mut page = Page::new(&mut scratch.names, args.size);
+    fn readdirplus(&self, reply: Reply<'_>, args: abi::ReadIn, scratch: &mut Scratch<'_>) {
+        let mut page = Page::new(scratch.names, args.size);
         let ttl = self.options.ttl;
         let result = self
             .fs

@@ -5,8 +5,9 @@
 
 use super::abi::OutHeader;
 use crate::error::Errno;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno as Sys;
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -19,6 +20,10 @@ pub(super) struct Channel {
 impl Channel {
     pub(super) fn new(fd: OwnedFd) -> Self {
         Self { fd }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Waits for a request and gives its length. `None`: the filesystem has been unmounted.
@@ -77,20 +82,45 @@ impl Channel {
     }
 }
 
+/// An answer that leaves with the entry of a ring its request came with.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    /// 0, or an error as the kernel has them (negative).
+    pub(super) error: i32,
+    /// What is answered,
+    pub(super) bytes: Vec<u8>,
+    /// or how much of it lies where the request's READ was to put it.
+    pub(super) filled: Option<usize>,
+}
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug)]
+enum Way<'a> {
+    Device(&'a Channel, u64),
+    Ring(&'a RefCell<Answer>),
+}
+
 /// The answer that one request is owed.
 #[derive(Debug)]
 #[must_use = "a request wants its answer"]
 pub(super) struct Reply<'a> {
-    channel: &'a Channel,
-    unique: u64,
+    way: Way<'a>,
     owed: bool,
 }
 
 impl<'a> Reply<'a> {
+    /// To the device, for the request `unique`.
     pub(super) fn new(channel: &'a Channel, unique: u64) -> Self {
         Self {
-            channel,
-            unique,
+            way: Way::Device(channel, unique),
+            owed: true,
+        }
+    }
+
+    /// To be sent by a ring.
+    pub(super) fn by_ring(answer: &'a RefCell<Answer>) -> Self {
+        Self {
+            way: Way::Ring(answer),
             owed: true,
         }
     }
@@ -110,6 +140,20 @@ impl<'a> Reply<'a> {
         self.send(0, fixed, data);
     }
 
+    /// The bytes at the start of the buffer that was given for a READ.
+    pub(super) fn filled(mut self, data: &[u8]) {
+        match self.way {
+            Way::Device(..) => self.send(0, &[], data),
+            Way::Ring(answer) => {
+                self.owed = false;
+                *answer.borrow_mut() = Answer {
+                    filled: Some(data.len()),
+                    ..Answer::default()
+                };
+            }
+        }
+    }
+
     /// It failed.
     pub(super) fn error(mut self, errno: Errno) {
         self.send(-errno.0, &[], &[]);
@@ -122,23 +166,35 @@ impl<'a> Reply<'a> {
 
     fn send(&mut self, error: i32, fixed: &[u8], data: &[u8]) {
         self.owed = false;
+        let (channel, unique) = match self.way {
+            Way::Device(channel, unique) => (channel, unique),
+            Way::Ring(answer) => {
+                let mut answer = answer.borrow_mut();
+                answer.error = error;
+                answer.filled = None;
+                answer.bytes.clear();
+                answer.bytes.extend_from_slice(fixed);
+                answer.bytes.extend_from_slice(data);
+                return;
+            }
+        };
         let header = OutHeader {
             len: 0,
             error,
-            unique: self.unique,
+            unique,
         };
-        match self.channel.send(header, fixed, data) {
+        match channel.send(header, fixed, data) {
             // Nobody waits any more: the mount was aborted.
             Ok(()) | Err(Sys::NOENT | Sys::NODEV) => {}
             Err(error) => {
-                tracing::error!(unique = self.unique, "the kernel refuses an answer: {error}");
+                tracing::error!(unique, "the kernel refuses an answer: {error}");
                 // Whoever waits must not wait for ever.
                 let header = OutHeader {
                     len: 0,
                     error: -libc::EIO,
-                    unique: self.unique,
+                    unique,
                 };
-                let _ = self.channel.send(header, &[], &[]);
+                let _ = channel.send(header, &[], &[]);
             }
         }
     }

@@ -164,6 +164,38 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Request<'_>, (Option<InHeader>, Mal
     Ok(Request { header, op })
 }
 
+/// Understands a WRITE whose payload lies elsewhere; `head` is what comes before it.
+///
+/// # Errors
+/// As [`decode`].
+pub(super) fn decode_write<'a>(
+    head: &[u8],
+    payload: &'a [u8],
+) -> Result<Request<'a>, (Option<InHeader>, Malformed)> {
+    let bad = |what| Malformed {
+        opcode: Opcode::WRITE as u32,
+        len: head.len() + payload.len(),
+        what,
+    };
+    let Ok((header, args)) = InHeader::read_from_prefix(head) else {
+        return Err((None, bad("shorter than a header")));
+    };
+    let known = |what| (Some(header), bad(what));
+    if header.len as usize != head.len() + payload.len() {
+        return Err(known("another length than its header says"));
+    }
+    let Ok(fixed) = abi::WriteIn::read_from_bytes(args) else {
+        return Err(known("its structure is cut short"));
+    };
+    match payload.get(..fixed.size as usize) {
+        Some(data) => Ok(Request {
+            header,
+            op: Op::Write(fixed, data),
+        }),
+        None => Err(known("less data than announced")),
+    }
+}
+
 fn arguments<'a>(opcode: Opcode, rest: &mut Rest<'a>) -> Result<Op<'a>, Malformed> {
     Ok(match opcode {
         Opcode::LOOKUP => Op::Lookup(rest.name()?),

@@ -7,6 +7,7 @@ use super::front::{Front, MAX_IO};
 use super::notify::{Live, Notifications};
 use super::reply::{Channel, Reply};
 use super::request::{Op, decode};
+use super::rings::{Rings, Transport};
 use crate::error::Errno;
 use crate::ops::Fs;
 use rustix::fs::{Mode, OFlags};
@@ -34,6 +35,7 @@ const READ_AHEAD_KIB: u32 = 1024;
 pub struct MountedFuse {
     fd: Option<OwnedFd>,
     target: PathBuf,
+    transport: Transport,
     live: bool,
 }
 
@@ -57,8 +59,16 @@ impl Drop for MountedFuse {
 ///
 /// # Errors
 /// The system's: `/dev/fuse` missing, no permission, a busy target.
-pub fn mount(source: &Path, target: &Path, fstype: &str, flags: MountFlags) -> io::Result<MountedFuse> {
+pub fn mount(
+    source: &Path,
+    target: &Path,
+    fstype: &str,
+    flags: MountFlags,
+    transport: Transport,
+) -> io::Result<MountedFuse> {
     let target = target.canonicalize()?;
+    // What is enabled when it is mounted is offered in INIT.
+    let transport = transport.prepare();
     let fd =
         rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
             io::Error::new(
@@ -82,6 +92,7 @@ pub fn mount(source: &Path, target: &Path, fstype: &str, flags: MountFlags) -> i
     Ok(MountedFuse {
         fd: Some(fd),
         target,
+        transport,
         live: true,
     })
 }
@@ -116,7 +127,8 @@ pub fn serve(
         return Err(io::ErrorKind::NotConnected.into());
     };
     let channel = Arc::new(Channel::new(fd.try_clone()?));
-    let agreed = agree(&channel, options)?;
+    let by_ring = mounted.transport.wants_ring(&channel);
+    let agreed = agree(&channel, options, by_ring)?;
     let options = ServeOptions {
         writeback_cache: agreed.flags.contains(InitFlags::WRITEBACK_CACHE),
         ..options
@@ -130,9 +142,21 @@ pub fn serve(
     let crew = Crew::new(channel, front, Arc::clone(notifications));
     // The crew has its own descriptor; the mount ends when the kernel says so.
     drop(mounted.keep());
-    set_read_ahead(target);
+    set_read_ahead(target.clone());
+    let rings = agreed
+        .flags
+        .contains(InitFlags::OVER_IO_URING)
+        .then(|| Rings::start(&crew));
     ready();
-    crew.run()
+    let result = crew.run();
+    if let Some(rings) = rings {
+        if result.is_err() {
+            // Its threads wait for what the kernel sends as long as there is a mount.
+            let _ = rustix::mount::unmount(&target, UnmountFlags::FORCE | UnmountFlags::DETACH);
+        }
+        rings.join();
+    }
+    result
 }
 
 /// What was agreed on.
@@ -143,7 +167,7 @@ struct Agreed {
 }
 
 /// Answers INIT, the first request of a mount.
-fn agree(channel: &Channel, options: ServeOptions) -> io::Result<Agreed> {
+fn agree(channel: &Channel, options: ServeOptions, by_ring: bool) -> io::Result<Agreed> {
     let mut buffer = vec![0; abi::MIN_READ_BUFFER];
     loop {
         let Some(len) = channel.receive(&mut buffer)? else {
@@ -178,7 +202,7 @@ fn agree(channel: &Channel, options: ServeOptions) -> io::Result<Agreed> {
                 abi::MINOR_MIN
             )));
         }
-        let (out, agreed) = answer_init(&init, options);
+        let (out, agreed) = answer_init(&init, options, by_ring);
         tracing::debug!(minor = agreed.minor, flags = ?agreed.flags, "FUSE");
         reply.fixed(&out);
         return Ok(agreed);
@@ -186,7 +210,7 @@ fn agree(channel: &Channel, options: ServeOptions) -> io::Result<Agreed> {
 }
 
 /// What we take of what the kernel offers.
-fn answer_init(init: &abi::InitIn, options: ServeOptions) -> (abi::InitOut, Agreed) {
+fn answer_init(init: &abi::InitIn, options: ServeOptions, by_ring: bool) -> (abi::InitOut, Agreed) {
     let offered = InitFlags::from_bits_retain(u64::from(init.flags) | u64::from(init.flags2) << 32);
     // Not ATOMIC_O_TRUNC: open(O_TRUNC) would cut a program that is being run before the kernel finds it busy.
     let mut wanted = InitFlags::ASYNC_READ
@@ -205,6 +229,7 @@ fn answer_init(init: &abi::InitIn, options: ServeOptions) -> (abi::InitOut, Agre
         | InitFlags::HAS_EXPIRE_ONLY;
     wanted.set(InitFlags::POSIX_ACL | InitFlags::DONT_MASK, options.acl);
     wanted.set(InitFlags::WRITEBACK_CACHE, options.writeback_cache);
+    wanted.set(InitFlags::OVER_IO_URING, by_ring);
     let flags = offered & wanted;
     let agreed = Agreed {
         minor: init.minor.min(abi::MINOR),
@@ -272,7 +297,7 @@ mod tests {
 
     #[test]
     fn no_more_is_taken_than_is_served_and_offered() {
-        let (out, agreed) = answer_init(&init(37), OPTIONS);
+        let (out, agreed) = answer_init(&init(37), OPTIONS, false);
         assert_eq!((out.major, out.minor, agreed.minor), (7, 37, 37));
         assert_eq!(
             (out.max_write, out.max_pages, out.max_readahead),
@@ -287,8 +312,9 @@ mod tests {
             writeback_cache: true,
             ..OPTIONS
         };
-        let (out, _) = answer_init(&init(99), all);
+        let (out, _) = answer_init(&init(99), all, true);
         assert_eq!(out.minor, abi::MINOR);
+        assert_eq!(out.flags2, (1 << 3) | (1 << 9));
         assert_eq!(
             out.flags & ((1 << 16) | (1 << 20) | (1 << 6)),
             (1 << 16) | (1 << 20) | (1 << 6)
@@ -298,7 +324,7 @@ mod tests {
             flags2: 0,
             ..init(45)
         };
-        let (out, agreed) = answer_init(&nothing, all);
+        let (out, agreed) = answer_init(&nothing, all, true);
         assert_eq!((out.flags, out.flags2, agreed.flags), (0, 0, InitFlags::empty()));
     }
 }

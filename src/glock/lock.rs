@@ -78,6 +78,9 @@ impl Inner {
     }
 }
 
+/// Bytes a cached glock takes: itself, its entry in the table, and its lock and resource at the lock service.
+pub(crate) const GLOCK_BYTES: usize = size_of::<Glock>() + 640;
+
 /// A cluster lock; see the module's README. Obtained from [`super::table::GlockTable::get`].
 pub struct Glock {
     name: GlockName,

@@ -16,6 +16,7 @@ mod wait;
 mod worker;
 
 pub use guard::{GlockGuard, PendingGlock};
+pub(crate) use lock::GLOCK_BYTES;
 pub use lock::Glock;
 pub use name::{GlockName, LockType};
 pub use ops::{GlockOps, KernelCache, Presence, Verdict};

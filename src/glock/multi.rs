@@ -104,6 +104,13 @@ pub fn acquire_together(wants: &[Want], interrupt: Option<&Interrupt>) -> Result
 
 /// Sleeps, unless interrupted.
 fn pause(waiter: &Arc<Waiter>, time: Duration, interrupt: Option<&Interrupt>) -> Result<(), FsError> {
+    if time.is_zero() {
+        // The first attempt: whoever is to take over while we sleep need not be woken.
+        return match interrupt.is_some_and(Interrupt::is_hit) {
+            true => Err(FsError::Posix(Errno::EINTR)),
+            false => Ok(()),
+        };
+    }
     let deadline = Instant::now() + time;
     let Some(interrupt) = interrupt else {
         std::thread::sleep(time);
@@ -181,6 +188,21 @@ pub fn acquire_sorted(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_pause_wakes_nobody_and_is_interrupted_all_the_same() {
+        let (waiter, hit) = (Arc::new(Waiter::default()), Interrupt::new());
+        let slept = std::rc::Rc::new(std::cell::Cell::new(0));
+        let seen = std::rc::Rc::clone(&slept);
+        crate::sleep::register(move || seen.set(seen.get() + 1));
+        pause(&waiter, Duration::ZERO, Some(&hit)).unwrap();
+        assert_eq!(slept.get(), 0);
+        pause(&waiter, Duration::from_nanos(1), Some(&hit)).unwrap();
+        assert_eq!(slept.get(), 1);
+        hit.interrupt();
+        let interrupted = pause(&waiter, Duration::ZERO, Some(&hit)).unwrap_err();
+        assert_eq!(interrupted.errno(), Errno::EINTR);
+    }
 
     #[test]
     fn pauses_grow_to_ten_seconds_and_differ_by_seed() {

@@ -81,6 +81,11 @@ pub trait GlockOps: Send + Sync {
         true
     }
 
+    /// Can the lock be given up for the sake of memory now, without the log or the disk being waited for? Must not block.
+    fn is_settled(&self, _name: GlockName) -> bool {
+        true
+    }
+
     /// May the kernel cache anything under this lock? Asked once, when the glock is made.
     fn kernel_cached(&self, name: GlockName) -> bool {
         name.ty == LockType::Inode

@@ -61,7 +61,9 @@ pub(crate) struct Shared {
     shards: Vec<Shard>,
     hasher: RandomState,
     count: AtomicUsize,
-    budget: usize,
+    budget: AtomicUsize,
+    /// The number of glocks at which the keeper is told: the budget, or more while most of them are in use.
+    shrink_at: AtomicUsize,
     /// Where the cache-pressure hand stands.
     hand: AtomicUsize,
     pub(crate) blocked: AtomicBool,
@@ -96,7 +98,8 @@ impl Shared {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(0),
-            budget,
+            budget: AtomicUsize::new(budget),
+            shrink_at: AtomicUsize::new(budget),
             hand: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
             withdrawn: Mutex::new(None),
@@ -185,7 +188,7 @@ impl Shared {
             glock.feed(Event::Recovered, Place::Inline);
         }
         map.insert(name, Arc::clone(&glock));
-        if self.count.fetch_add(1, Ordering::Relaxed) >= self.budget {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= self.shrink_at.load(Ordering::Relaxed) {
             self.keeper.shrink();
         }
         Ok(glock)
@@ -260,7 +263,21 @@ impl Shared {
     /// Cache pressure: goes round the glocks like a clock hand; what was not used since the last round and is in
     /// nobody's hands is demoted, then freed.
     pub(crate) fn shrink(self: &Arc<Self>) {
-        let target = self.budget - self.budget / 16;
+        let budget = self.budget.load(Ordering::Relaxed);
+        self.shrink_to(budget - budget / 16);
+        // Those in use cannot go: looking again is worth it only when there are a good many more.
+        let next = self.len().saturating_add(budget / 16).max(budget);
+        self.shrink_at.store(next, Ordering::Relaxed);
+    }
+
+    /// Sets the number of glocks that are kept.
+    pub(crate) fn set_budget(&self, budget: usize) {
+        self.budget.store(budget, Ordering::Relaxed);
+        self.shrink_at.store(budget, Ordering::Relaxed);
+    }
+
+    /// Asks unused glocks down until `target` are left, or none can go.
+    pub(crate) fn shrink_to(self: &Arc<Self>, target: usize) {
         let mut excess = self.len().saturating_sub(target);
         for _ in 0..2 * SHARDS {
             if excess == 0 {
@@ -270,17 +287,34 @@ impl Shared {
             let mut victims = self.unused(hand, excess);
             excess -= victims.len();
             victims.sort_by_key(|glock| glock.name());
-            let mut unlocked = Vec::new();
-            for glock in victims {
-                let name = glock.name();
-                if self.demote_to_free(&glock) {
-                    unlocked.push(name);
-                }
-            }
-            for name in unlocked {
-                self.try_free(name);
+            self.let_go(victims);
+        }
+    }
+
+    /// Demotes these, and frees those that are unlocked; the others are freed when they are.
+    fn let_go(self: &Arc<Self>, victims: Vec<Arc<Glock>>) {
+        let mut unlocked = Vec::new();
+        for glock in victims {
+            let name = glock.name();
+            if self.demote_to_free(&glock) {
+                unlocked.push(name);
             }
         }
+        for name in unlocked {
+            self.try_free(name);
+        }
+    }
+
+    /// Gives up those of these glocks that nobody has.
+    pub(crate) fn retire(self: &Arc<Self>, names: impl Iterator<Item = GlockName>) {
+        let idle = names.filter_map(|name| {
+            let map = self.shard(name).map.lock();
+            let glock = map.get(&name)?;
+            let idle = Arc::strong_count(glock) == 1 && !glock.dying.load(Ordering::Acquire);
+            idle.then(|| Arc::clone(glock))
+        });
+        let idle: Vec<_> = idle.collect();
+        self.let_go(idle);
     }
 
     /// Up to `limit` glocks of a shard that nobody has; those used lately get a second chance.
@@ -298,7 +332,7 @@ impl Shared {
     fn demote_to_free(&self, glock: &Arc<Glock>) -> bool {
         let unmounting = self.unmounting.load(Ordering::Relaxed);
         {
-            let mut inner = glock.inner.lock();
+            let inner = glock.inner.lock();
             if inner.machine.is_unlocked() {
                 return true;
             }
@@ -307,8 +341,12 @@ impl Shared {
             if busy || (glock.needs_log_flush() && !unmounting) {
                 return false;
             }
-            inner.free_when_unlocked = true;
         }
+        // Asked with `inner` let go: it is the code of another layer. Whoever comes in between takes the mark off.
+        if !unmounting && !glock.ops().is_settled(glock.name()) {
+            return false;
+        }
+        glock.inner.lock().free_when_unlocked = true;
         glock.feed(Event::Demote(State::Un), Place::Inline);
         false
     }

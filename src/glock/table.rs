@@ -204,6 +204,45 @@ impl GlockTable {
         self.shared.keeper.shrink();
     }
 
+    /// Sets how many glocks are kept before unused ones are given up.
+    pub fn set_budget(&self, budget: usize) {
+        self.shared.set_budget(budget);
+    }
+
+    /// Asks unused glocks down until `target` are left, or none can go; they go when that has been done.
+    pub fn shrink_to(&self, target: usize) {
+        self.shared.shrink_to(target);
+    }
+
+    /// Gives up those of these glocks that nobody has in hand; those that are locked go when they have been demoted.
+    pub fn retire(&self, names: impl Iterator<Item = GlockName>) {
+        self.shared.retire(names);
+    }
+
+    /// Number of glocks.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shared.len()
+    }
+
+    /// No glock at all?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Waits until there are no more than `target` glocks, or nothing has gone for `at_most`.
+    pub fn wait_shrunk(&self, target: usize, at_most: Duration) {
+        let (mut least, mut since) = (self.len(), Instant::now());
+        while least > target && since.elapsed() < at_most {
+            self.shared.wait_settled(at_most / 4);
+            let now = self.len();
+            if now < least {
+                (least, since) = (now, Instant::now());
+            }
+        }
+    }
+
     /// Parks grants from now on (recovery of another node's journal). NOEXP passes.
     pub fn block_for_recovery(&self) {
         self.shared.blocked.store(true, Ordering::SeqCst);

@@ -18,7 +18,7 @@ use gfs2_format::device::BlockDevice;
 use gfs2_format::ondisk::{Dinode, DinodeFlags, FileType, view_mut};
 use gfs2_format::{Block, BlockAddr, BlockEdit, Geometry, InodeNum};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Everything below the verbs.
 pub(crate) struct Engine {
@@ -29,9 +29,11 @@ pub(crate) struct Engine {
     pub(crate) glocks: Arc<GlockTable>,
     pub(crate) inode_ops: Arc<dyn GlockOps>,
     pub(crate) iopen_ops: Arc<dyn GlockOps>,
-    pub(crate) rgrps: Rgrps,
+    pub(crate) rgrps: Arc<Rgrps>,
     pub(crate) inodes: Arc<InodeTable>,
     pub(crate) ahead: ReadAhead,
+    /// Bytes the caches may take; 0: no matter.
+    pub(crate) budget: AtomicUsize,
     pub(crate) options: FsOptions,
     /// `sb_fs_format`.
     pub(crate) fs_format: u32,

@@ -15,6 +15,7 @@ use gfs2_format::ea::EaCursor;
 use gfs2_format::ondisk::{BlockState, Dinode, DinodeFlags, DinodeLvb, MAGIC};
 use gfs2_format::tree::FreeCursor;
 use gfs2_format::{BlockAddr, FileBlock};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -140,18 +141,24 @@ fn free_dinode(locked: &mut Locked<'_>) -> FsResult<()> {
     Ok(())
 }
 
-/// Deallocates inodes that were left unlinked: by a node that died, or by us before a crash. Gives their number.
+/// Deallocates up to `most` inodes that were left unlinked: by a node that died, or by us before a crash. Gives their
+/// number. Groups that were looked through before are passed over, unless there may be some again.
 ///
 /// # Errors
 /// Corruption; I/O and lock errors. What was reclaimed until then stays so.
-pub(crate) fn reclaim_orphans(engine: &Engine) -> FsResult<u64> {
+pub(crate) fn reclaim_orphans(engine: &Engine, most: u64) -> FsResult<u64> {
     engine.check_writable()?;
     let mut reclaimed = 0;
     engine.rgrps.for_unlinked(|addr| {
-        if !engine.inodes.knows(addr) && adopt(engine, addr)? {
-            reclaimed += run_evictions(engine)?;
+        if engine.inodes.knows(addr) || !adopt(engine, addr)? {
+            return Ok(ControlFlow::Continue(true));
         }
-        Ok(())
+        let before = reclaimed;
+        reclaimed += run_evictions(engine)?;
+        Ok(match reclaimed >= most {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(reclaimed == before),
+        })
     })?;
     Ok(reclaimed)
 }

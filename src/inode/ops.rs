@@ -3,7 +3,7 @@
 use super::table::InodeTable;
 use crate::cache::BufferCache;
 use crate::error::FsResult;
-use crate::glock::{Glock, GlockOps, State};
+use crate::glock::{Glock, GlockName, GlockOps, State};
 use crate::health::Cause;
 use crate::journal::{FlushReason, Journal};
 use crate::rgrp::IndexState;
@@ -61,6 +61,14 @@ impl GlockOps for InodeOps {
         if target == State::Un && glock.name().number == self.rindex.0.get() {
             self.rindex.1.outdated();
         }
+    }
+
+    fn is_settled(&self, name: GlockName) -> bool {
+        let in_log = self
+            .journal
+            .as_ref()
+            .is_some_and(|journal| journal.has_dirty(name));
+        !in_log && !self.cache.data().has_dirty(name)
     }
 
     fn kernel_pages(&self, glock: &Glock) -> bool {

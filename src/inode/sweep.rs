@@ -4,6 +4,7 @@ use super::engine::Locked;
 use crate::error::{FsError, FsResult};
 use crate::rgrp::{Edit, Reader};
 use crate::txn::Reservation;
+use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::dir::LeafCursor;
 use gfs2_format::ea::EaCursor;
 use gfs2_format::tree::{FreeCursor, StepBudget, StepOutcome};
@@ -15,44 +16,67 @@ const FREES_MAX: u32 = 4096;
 const EDITS_MAX: u32 = 64;
 
 /// What the format crate frees in steps.
-pub(crate) trait Sweep {
-    /// The next block to free.
-    fn seek(&mut self, reader: &Reader<'_>, addr: BlockAddr) -> Result<Option<BlockAddr>>;
+pub(crate) enum Sweep<'c> {
+    /// File data and the tree over it.
+    Tree(&'c mut FreeCursor),
+    /// A directory's leaves.
+    Leaves(&'c mut LeafCursor),
+    /// Extended attributes.
+    Attributes(&'c mut EaCursor),
+}
 
-    /// Frees some.
+impl<'c> From<&'c mut FreeCursor> for Sweep<'c> {
+    fn from(cursor: &'c mut FreeCursor) -> Self {
+        Self::Tree(cursor)
+    }
+}
+
+impl<'c> From<&'c mut LeafCursor> for Sweep<'c> {
+    fn from(cursor: &'c mut LeafCursor) -> Self {
+        Self::Leaves(cursor)
+    }
+}
+
+impl<'c> From<&'c mut EaCursor> for Sweep<'c> {
+    fn from(cursor: &'c mut EaCursor) -> Self {
+        Self::Attributes(cursor)
+    }
+}
+
+impl Sweep<'_> {
+    /// The next block to free.
+    fn seek(&mut self, reader: &Reader<'_>, addr: BlockAddr) -> Result<Option<BlockAddr>> {
+        match self {
+            Self::Tree(cursor) => cursor.seek(reader, addr),
+            Self::Leaves(cursor) => cursor.seek(reader, addr),
+            Self::Attributes(cursor) => cursor.seek(reader, addr),
+        }
+    }
+
+    /// Frees some of those that are in the group.
     fn step(
         &mut self,
         edit: &mut Edit<'_>,
         addr: BlockAddr,
         budget: StepBudget,
-        in_group: &dyn Fn(BlockAddr) -> bool,
-    ) -> Result<StepOutcome>;
-}
-
-macro_rules! sweep {
-    ($($cursor:ty),*) => {$(
-        impl Sweep for $cursor {
-            fn seek(&mut self, reader: &Reader<'_>, addr: BlockAddr) -> Result<Option<BlockAddr>> {
-                <$cursor>::seek(self, reader, addr)
-            }
-
-            fn step(
-                &mut self,
-                edit: &mut Edit<'_>,
-                addr: BlockAddr,
-                budget: StepBudget,
-                in_group: &dyn Fn(BlockAddr) -> bool,
-            ) -> Result<StepOutcome> {
-                <$cursor>::step(self, edit, addr, budget, in_group)
-            }
+        group: &RgrpLayout,
+    ) -> Result<StepOutcome> {
+        let inside = |block| group.contains_data(block);
+        match self {
+            Self::Tree(cursor) => cursor.step(edit, addr, budget, &inside),
+            Self::Leaves(cursor) => cursor.step(edit, addr, budget, &inside),
+            Self::Attributes(cursor) => cursor.step(edit, addr, budget, &inside),
         }
-    )*};
+    }
 }
-
-sweep!(FreeCursor, LeafCursor, EaCursor);
 
 /// Frees all the cursor finds. The inode is held EX. `least_edits`: metadata blocks that one step must be able to edit.
-pub(crate) fn sweep(locked: &mut Locked<'_>, cursor: &mut dyn Sweep, least_edits: u32) -> FsResult<()> {
+pub(crate) fn sweep<'c>(
+    locked: &mut Locked<'_>,
+    cursor: impl Into<Sweep<'c>>,
+    least_edits: u32,
+) -> FsResult<()> {
+    let mut cursor = cursor.into();
     let engine = locked.engine;
     let addr = locked.addr();
     let max = engine.journal()?.max_blocks();
@@ -71,9 +95,7 @@ pub(crate) fn sweep(locked: &mut Locked<'_>, cursor: &mut dyn Sweep, least_edits
             Reservation::blocks(u64::from(budget.edits) + bitmaps).with_revokes(u64::from(budget.frees));
         let layout = hold.group().layout().clone();
         let mut work = engine.begin(reservation, Some(hold))?;
-        let outcome = cursor.step(&mut work.edit(locked.guard()), addr, budget, &|b| {
-            layout.contains_data(b)
-        })?;
+        let outcome = cursor.step(&mut work.edit(locked.guard()), addr, budget, &layout)?;
         if outcome.freed == 0 && !outcome.done {
             return Err(FsError::Inconsistent(format!(
                 "inode {addr}: block {block} was to be freed and was not"

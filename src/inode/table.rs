@@ -3,7 +3,9 @@
 //! Invariants: an address has at most one entry, for one formal number; an entry stays while an operation uses it, a
 //! handle is open or the kernel knows it (`nlookup`); while it stays, its iopen glock is held SH. An entry nobody
 //! needs any more goes at once if its inode has links; else it goes to the queue of evictions and stays, marked, until
-//! the deallocation has ended.
+//! the deallocation has ended. When memory is short, an entry that only the kernel knows is made a ghost (see there).
+
+mod ghosts;
 
 use crate::cache::QuickMap;
 use crate::error::{Errno, FsResult};
@@ -14,9 +16,12 @@ use gfs2_format::{BlockAddr, InodeNum};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use ghosts::Ghost;
+pub(crate) use ghosts::{ENTRY_BYTES, GHOST_BYTES, Revive};
 
 const SHARDS: usize = 64;
 
@@ -126,17 +131,26 @@ struct Slot {
     /// What the kernel knows.
     nlookup: u64,
     evicting: bool,
+    /// Used since the clock came by.
+    referenced: bool,
+}
+
+/// What is known of the inodes of one lane.
+#[derive(Debug, Default)]
+struct Known {
+    slots: QuickMap<BlockAddr, Slot>,
+    ghosts: QuickMap<BlockAddr, Ghost>,
+    clock: VecDeque<BlockAddr>,
 }
 
 #[derive(Debug, Default)]
 struct Lane {
-    slots: Mutex<QuickMap<BlockAddr, Slot>>,
+    known: Mutex<Known>,
     /// Told when an evicted entry is gone.
     gone: Condvar,
 }
 
 /// All known inodes.
-#[derive(Debug)]
 pub(crate) struct InodeTable {
     lanes: Vec<Lane>,
     evictions: Mutex<VecDeque<Arc<Inode>>>,
@@ -145,6 +159,20 @@ pub(crate) struct InodeTable {
     evicting: Mutex<usize>,
     /// Told when one of them has ended.
     ended: Condvar,
+    /// Entries.
+    count: AtomicUsize,
+    /// At so many somebody wants to be told.
+    alarm_at: AtomicUsize,
+    alarm: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    reviver: OnceLock<Box<dyn Revive>>,
+    /// Where the clock's hand stands.
+    hand: AtomicUsize,
+}
+
+impl std::fmt::Debug for InodeTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "InodeTable({} inodes)", self.len())
+    }
 }
 
 /// One use of an inode; what is needed to make an entry for it.
@@ -164,9 +192,11 @@ impl Deref for InodeRef {
 
 impl Clone for InodeRef {
     fn clone(&self) -> Self {
-        if let Some(slot) = self.table.lane(self.addr()).slots.lock().get_mut(&self.addr()) {
+        let mut known = self.table.lane(self.addr()).known.lock();
+        if let Some(slot) = known.slots.get_mut(&self.addr()) {
             slot.users += 1;
         }
+        drop(known);
         Self {
             table: Arc::clone(&self.table),
             inode: Arc::clone(&self.inode),
@@ -191,7 +221,23 @@ impl InodeTable {
             waiting: AtomicUsize::new(0),
             evicting: Mutex::new(0),
             ended: Condvar::new(),
+            count: AtomicUsize::new(0),
+            alarm_at: AtomicUsize::new(usize::MAX),
+            alarm: OnceLock::new(),
+            reviver: OnceLock::new(),
+            hand: AtomicUsize::new(0),
         })
+    }
+
+    /// Who is told when there are many entries, see [`InodeTable::set_alarm`]; once. Must not wait.
+    pub(crate) fn on_alarm(&self, alarm: Box<dyn Fn() + Send + Sync>) {
+        let set = self.alarm.set(alarm);
+        debug_assert!(set.is_ok(), "a table is given its alarm once");
+    }
+
+    /// From so many entries on, each new one gives the alarm.
+    pub(crate) fn set_alarm(&self, entries: usize) {
+        self.alarm_at.store(entries, Ordering::Relaxed);
     }
 
     fn lane(&self, addr: BlockAddr) -> &Lane {
@@ -201,33 +247,38 @@ impl InodeTable {
 
     fn using(self: &Arc<Self>, slot: &mut Slot) -> InodeRef {
         slot.users += 1;
+        slot.referenced = true;
         InodeRef {
             table: Arc::clone(self),
             inode: Arc::clone(&slot.inode),
         }
     }
 
-    /// The entry of an address.
+    /// The entry of an address. Called with no lock held: one that was made a ghost needs its own again.
     ///
     /// # Errors
     /// ESTALE when there is none.
     pub(crate) fn get(self: &Arc<Self>, addr: BlockAddr) -> FsResult<InodeRef> {
-        let mut slots = self.lane(addr).slots.lock();
-        match slots.get_mut(&addr) {
-            Some(slot) if !slot.evicting => Ok(self.using(slot)),
-            _ => Err(Errno::ESTALE.into()),
+        let mut known = self.lane(addr).known.lock();
+        match known.slots.get_mut(&addr) {
+            Some(slot) if !slot.evicting => return Ok(self.using(slot)),
+            Some(_) => return Err(Errno::ESTALE.into()),
+            None => {}
         }
+        drop(known);
+        self.wake(addr)
     }
 
-    /// Is there an entry?
+    /// Is there an entry (a ghost is none)?
     pub(crate) fn knows(&self, addr: BlockAddr) -> bool {
-        self.lane(addr).slots.lock().contains_key(&addr)
+        self.lane(addr).known.lock().slots.contains_key(&addr)
     }
 
     /// Has somebody the inode at this address open for writing?
     pub(crate) fn is_open_for_writing(&self, addr: BlockAddr) -> bool {
-        let slots = self.lane(addr).slots.lock();
-        slots
+        let known = self.lane(addr).known.lock();
+        known
+            .slots
             .get(&addr)
             .is_some_and(|slot| slot.inode.writers.load(Ordering::Relaxed) > 0)
     }
@@ -246,17 +297,23 @@ impl InodeTable {
         }
         let new = make()?;
         // Somebody may have been faster; then the lock just taken is dropped, after the table's.
-        let mut slots = self.lane(num.addr).slots.lock();
-        if let Some(slot) = slots.get_mut(&num.addr) {
+        let mut lane = self.lane(num.addr).known.lock();
+        if let Some(slot) = lane.slots.get_mut(&num.addr) {
             let found = if slot.evicting || slot.inode.num != num {
                 Err(Errno::ESTALE.into())
             } else {
                 Ok(self.using(slot))
             };
-            drop(slots);
+            drop(lane);
             return found;
         }
-        let slot = slots.entry(num.addr).or_insert(Slot {
+        // Of a predecessor, too: the kernel names both by the address, and counts them together.
+        let nlookup = lane
+            .ghosts
+            .remove(&num.addr)
+            .map_or(0, |ghost| u64::from(ghost.nlookup));
+        lane.track(num.addr);
+        let slot = lane.slots.entry(num.addr).or_insert(Slot {
             inode: Arc::new(Inode {
                 num,
                 kind: new.kind,
@@ -268,15 +325,28 @@ impl InodeTable {
                 commits: Mutex::default(),
             }),
             users: 0,
-            nlookup: 0,
+            nlookup,
             evicting: false,
+            referenced: true,
         });
-        Ok(self.using(slot))
+        let made = self.using(slot);
+        drop(lane);
+        self.grown();
+        Ok(made)
+    }
+
+    fn grown(&self) {
+        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        if count >= self.alarm_at.load(Ordering::Relaxed)
+            && let Some(alarm) = self.alarm.get()
+        {
+            alarm();
+        }
     }
 
     fn find(self: &Arc<Self>, num: InodeNum) -> FsResult<Option<InodeRef>> {
-        let mut slots = self.lane(num.addr).slots.lock();
-        match slots.get_mut(&num.addr) {
+        let mut known = self.lane(num.addr).known.lock();
+        match known.slots.get_mut(&num.addr) {
             None => Ok(None),
             Some(slot) if slot.evicting || slot.inode.num != num => Err(Errno::ESTALE.into()),
             Some(slot) => Ok(Some(self.using(slot))),
@@ -285,20 +355,40 @@ impl InodeTable {
 
     /// The kernel knows it once more.
     pub(crate) fn remember(&self, inode: &InodeRef) {
-        if let Some(slot) = self.lane(inode.addr()).slots.lock().get_mut(&inode.addr()) {
+        let mut known = self.lane(inode.addr()).known.lock();
+        if let Some(slot) = known.slots.get_mut(&inode.addr()) {
             slot.nlookup = slot.nlookup.saturating_add(1);
         }
     }
 
     /// The kernel knows it `count` times less.
     pub(crate) fn forget(&self, addr: BlockAddr, count: u64) {
+        {
+            let mut known = self.lane(addr).known.lock();
+            if let Some(ghost) = known.ghosts.get_mut(&addr) {
+                let less = u32::try_from(count).unwrap_or(u32::MAX);
+                ghost.nlookup = ghost.nlookup.saturating_sub(less);
+                if ghost.nlookup == 0 {
+                    known.ghosts.remove(&addr);
+                    if known.ghosts.capacity() > 1024 + known.ghosts.len().saturating_mul(4) {
+                        let len = known.ghosts.len();
+                        known.ghosts.shrink_to(len * 2);
+                    }
+                }
+                return;
+            }
+        }
         self.release(addr, |slot| slot.nlookup = slot.nlookup.saturating_sub(count));
     }
 
     /// The kernel has gone: it knows nothing any more.
     pub(crate) fn forget_all(&self) {
         for lane in &self.lanes {
-            let known: Vec<BlockAddr> = lane.slots.lock().keys().copied().collect();
+            let known: Vec<BlockAddr> = {
+                let mut known = lane.known.lock();
+                known.ghosts = QuickMap::default();
+                known.slots.keys().copied().collect()
+            };
             for addr in known {
                 self.forget(addr, u64::MAX);
             }
@@ -307,8 +397,10 @@ impl InodeTable {
 
     fn release(&self, addr: BlockAddr, change: impl FnOnce(&mut Slot)) {
         let lane = self.lane(addr);
-        let mut slots = lane.slots.lock();
-        let Some(slot) = slots.get_mut(&addr) else { return };
+        let mut known = lane.known.lock();
+        let Some(slot) = known.slots.get_mut(&addr) else {
+            return;
+        };
         change(slot);
         if slot.users > 0 || slot.nlookup > 0 || slot.evicting {
             return;
@@ -316,15 +408,16 @@ impl InodeTable {
         if slot.inode.is_unlinked() || slot.inode.is_wanted() {
             slot.evicting = true;
             let inode = Arc::clone(&slot.inode);
-            drop(slots);
+            drop(known);
             *self.evicting.lock() += 1;
             let mut evictions = self.evictions.lock();
             evictions.push_back(inode);
             self.waiting.store(evictions.len(), Ordering::Release);
             return;
         }
-        let removed = slots.remove(&addr);
-        drop(slots);
+        let removed = known.slots.remove(&addr);
+        drop(known);
+        self.count.fetch_sub(1, Ordering::Relaxed);
         // The iopen lock goes here, outside the table's own lock.
         drop(removed);
     }
@@ -344,7 +437,9 @@ impl InodeTable {
     /// The end of an eviction.
     pub(crate) fn evicted(&self, inode: &Inode) {
         let lane = self.lane(inode.addr());
-        let removed = lane.slots.lock().remove(&inode.addr());
+        let removed = lane.known.lock().slots.remove(&inode.addr());
+        self.count
+            .fetch_sub(usize::from(removed.is_some()), Ordering::Relaxed);
         drop(removed);
         lane.gone.notify_all();
         let mut evicting = self.evicting.lock();
@@ -365,16 +460,16 @@ impl InodeTable {
     /// otherwise.
     pub(crate) fn wait_evicted(&self, addr: BlockAddr) -> bool {
         let lane = self.lane(addr);
-        let mut slots = lane.slots.lock();
-        while slots.get(&addr).is_some_and(|slot| slot.evicting) {
-            lane.gone.wait(&mut slots);
+        let mut known = lane.known.lock();
+        while known.slots.get(&addr).is_some_and(|slot| slot.evicting) {
+            lane.gone.wait(&mut known);
         }
-        !slots.contains_key(&addr)
+        !known.slots.contains_key(&addr)
     }
 
     /// Number of entries.
     pub(crate) fn len(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.slots.lock().len()).sum()
+        self.count.load(Ordering::Relaxed)
     }
 }
 

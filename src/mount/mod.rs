@@ -5,6 +5,7 @@ pub mod cli;
 pub mod device;
 pub mod guard;
 pub mod logging;
+pub mod memory;
 pub mod options;
 pub(crate) mod rehearse;
 pub mod remount;

@@ -3,6 +3,8 @@
 //! Sources: FEATURES.md 1.1 (GFS2's own), mount(8) (the generic ones). Invariant: an option is never ignored
 //! silently unless the original ignores it too.
 
+use super::memory::{LEAST, parse_size};
+use crate::fuse::Transport;
 use std::fmt;
 
 /// What to do after corruption was met (`errors=`).
@@ -58,6 +60,10 @@ pub struct MountOptions {
     pub barrier: bool,
     /// `writeback_cache`: the kernel keeps writes and writes them back later.
     pub writeback_cache: bool,
+    /// `io_uring`, `no_io_uring`: how the kernel's requests come.
+    pub transport: Transport,
+    /// `memory=`, bytes; 0: by the machine's memory.
+    pub memory: usize,
     /// Access times.
     pub atime: Atime,
     /// `nodiratime`.
@@ -95,6 +101,8 @@ impl Default for MountOptions {
             statfs_percent: 0,
             barrier: true,
             writeback_cache: false,
+            transport: Transport::Auto,
+            memory: 0,
             atime: Atime::Relative,
             nodiratime: false,
             sync: false,
@@ -203,6 +211,9 @@ const KNOWN: &[&str] = &[
     "nobarrier",
     "writeback_cache",
     "nowriteback_cache",
+    "io_uring",
+    "no_io_uring",
+    "memory=",
     "discard",
     "nodiscard",
     "rgrplvb",
@@ -259,6 +270,7 @@ impl MountOptions {
             || word.starts_with("x-")
             || word.starts_with("X-")
             || word.starts_with("comment=")
+            || is_shown_by_the_kernel(word)
         {
             return Ok(());
         }
@@ -328,6 +340,12 @@ impl MountOptions {
             ("nobarrier", None) => self.barrier = false,
             ("writeback_cache", None) => self.writeback_cache = true,
             ("nowriteback_cache", None) => self.writeback_cache = false,
+            ("io_uring", None) => self.transport = Transport::Ring,
+            ("no_io_uring", None) => self.transport = Transport::Device,
+            ("memory", Some(v)) => match parse_size(v) {
+                Some(bytes) if bytes >= LEAST => self.memory = bytes,
+                _ => return Err(Some("wants a size of at least 16M, such as 512M or 2G".into())),
+            },
             ("commit", Some(v)) => self.commit_secs = number(v, 1, u32::MAX)?,
             ("statfs_quantum", Some(v)) => self.statfs_quantum_secs = number(v, 0, u32::MAX)?,
             ("statfs_percent", Some(v)) => self.statfs_percent = number(v, 0, 100)? as u8,
@@ -374,6 +392,13 @@ impl MountOptions {
         }
         Ok(())
     }
+}
+
+/// What `/proc/mounts` shows of every FUSE mount: mount(8) hands it back at a remount that names the target alone.
+fn is_shown_by_the_kernel(word: &str) -> bool {
+    ["user_id=", "group_id=", "max_read=", "blksize="]
+        .iter()
+        .any(|key| word.strip_prefix(key).is_some_and(|n| n.parse::<u32>().is_ok()))
 }
 
 /// Words without effect that still belong to this filesystem.
@@ -462,7 +487,7 @@ mod tests {
                      upgrade,nodebug,acl,noacl,suiddir,nosuiddir,data=ordered,data=writeback,nodiscard,commit=5,\
                      errors=withdraw,errors=deactivate,statfs_quantum=0,statfs_percent=100,quota_quantum=60,noquota,\
                      quota=off,barrier,nobarrier,rgrplvb,norgrplvb,loccookie,noloccookie,rw,noatime,relatime,\
-                     strictatime,lazytime,nodiratime,sync,dirsync,nosuid,nodev,noexec,defaults,_netdev,nofail,\
+                     strictatime,lazytime,nodiratime,sync,dirsync,nosuid,nodev,noexec,defaults,_netdev,nofail,io_uring,\
                      x-systemd.automount,comment=x,noauto,spectator";
         let options = parse(taken).unwrap();
         assert!(options.spectator && options.read_only && !options.barrier && options.commit_secs == 5);
@@ -493,8 +518,21 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_shows_of_a_mount_can_be_handed_back_at_a_remount() {
+        let shown =
+            "rw,relatime,user_id=0,group_id=0,default_permissions,allow_other,max_read=1048576,blksize=4096";
+        let options = parse(&format!("{shown},remount,ro")).unwrap();
+        assert!(options.remount && options.read_only && options.specific.is_empty());
+        assert!(parse("user_id=root").is_err() && parse("user_id").is_err());
+    }
+
+    #[test]
     fn later_words_win() {
         assert!(!parse("ro,rw").unwrap().read_only);
+        let transport = |text| parse(text).unwrap().transport;
+        assert_eq!(transport("ro"), Transport::Auto);
+        assert_eq!(transport("no_io_uring,io_uring"), Transport::Ring);
+        assert_eq!(transport("io_uring,no_io_uring"), Transport::Device);
         assert!(!parse("user,dev,suid,exec").unwrap().nodev);
         assert!(parse("users").unwrap().noexec);
         assert_eq!(parse("noatime,strictatime").unwrap().atime, Atime::Strict);

@@ -72,15 +72,22 @@ fn live(
     ready: impl FnOnce() -> Result<(), MountError>,
 ) -> Result<(), MountError> {
     let flags = mount_flags(&request.options);
-    let mounted = mount_fuse(&request.device, &request.target, FS_TYPE, flags).map_err(|error| {
-        MountError::fail(format!(
-            "{} on {}: {error}",
-            request.device.display(),
-            request.target.display()
-        ))
-    })?;
+    let transport = request.options.transport;
+    let mounted =
+        mount_fuse(&request.device, &request.target, FS_TYPE, flags, transport).map_err(|error| {
+            MountError::fail(format!(
+                "{} on {}: {error}",
+                request.device.display(),
+                request.target.display()
+            ))
+        })?;
     let counters = Arc::clone(started.notifications.counters());
-    let _signals = super::signals::listen(&request.target, move || tracing::info!("requests: {counters}"))
+    let fs = Arc::clone(&started.fs);
+    let report = move || {
+        tracing::info!("requests: {counters}");
+        tracing::info!("memory: {}", fs.memory());
+    };
+    let _signals = super::signals::listen(&request.target, report)
         .map_err(|error| MountError::system(format!("signals: {error}")))?;
     let options = ServeOptions {
         acl: request.options.acl,

@@ -4,6 +4,7 @@
 //! node's own files, which are held as long as the mount lives; the mount lock goes when the journal is live.
 
 use super::cli::MountError;
+use super::memory::{MemoryKeeper, default_budget, of_caches};
 use super::options::{Atime, MountOptions, OnError};
 use super::rehearse;
 use super::timers::Timers;
@@ -23,8 +24,6 @@ use gfs2_format::volume::{JournalFile, Volume};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of metadata kept in memory.
-const CACHE_BYTES: usize = 256 << 20;
 /// Between two turns of a rehearsal.
 const REHEARSE_PERIOD: Duration = Duration::from_millis(1);
 
@@ -39,6 +38,8 @@ pub struct Started {
     /// Held as long as the mount lives; last taken, first given back.
     held: Vec<GlockGuard>,
     timers: Timers,
+    /// Keeps the caches within `memory=`.
+    memory: MemoryKeeper,
     /// Commits by the clock and keeps the log short; not on a read-only mount.
     log_daemon: Option<LogDaemon>,
 }
@@ -166,11 +167,15 @@ fn start_locked(
 ) -> Result<Started, MountError> {
     let refused = |error: FsError| MountError::fail(explain(&error));
     let read_only = plan.read_only();
+    let budget = match plan.options.memory {
+        0 => default_budget(),
+        bytes => bytes,
+    };
     let cache = Arc::new(BufferCache::new(
         Arc::clone(&plan.device),
         plan.volume.geometry.clone(),
         Arc::clone(health),
-        CACHE_BYTES,
+        of_caches(budget),
     ));
     let mut held = Held {
         glocks,
@@ -229,7 +234,13 @@ fn start_locked(
     let fs = Arc::new(Fs::new(config).map_err(refused)?);
     drop(mounting);
     let notifications = Arc::new(Notifications::default());
-    glocks.set_kernel_cache(Some(Arc::clone(&notifications) as _));
+    // Alone nobody changes anything behind the kernel's back: what it has stays true when a lock is given up for the
+    // sake of memory.
+    if rehearse::wanted().is_some() {
+        glocks.set_kernel_cache(Some(Arc::clone(&notifications) as _));
+    }
+    let memory = MemoryKeeper::start(&fs, &notifications, budget)
+        .map_err(|error| MountError::system(format!("cannot start a thread: {error}")))?;
     let timers = if read_only {
         Timers::default()
     } else {
@@ -241,6 +252,7 @@ fn start_locked(
         glocks: Arc::clone(glocks),
         held: held.guards,
         timers,
+        memory,
         log_daemon,
     })
 }
@@ -362,9 +374,11 @@ impl Started {
             glocks,
             held,
             timers,
+            memory,
             log_daemon,
         } = self;
         timers.stop();
+        drop(memory);
         glocks.set_kernel_cache(None);
         let result = fs.shutdown();
         drop(log_daemon);

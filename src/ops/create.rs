@@ -6,7 +6,7 @@
 use super::attr::{PERM, attr};
 use super::fs::Fs;
 use super::handle::{Handle, OpenFlags};
-use super::names::{check_can_add, check_dir, check_name, find, inode_of, known, while_stale};
+use super::names::{check_can_add, check_dir, check_name, inode_of, known, probe, room, while_stale};
 use super::types::{Caller, Entry};
 use crate::error::{Errno, FsError, FsResult};
 use crate::glock::{Glock, GlockGuard, HolderFlags, State};
@@ -14,7 +14,7 @@ use crate::inode::{Engine, InodeRef, Locked, NewInode, Work, now};
 use crate::rgrp::{Hold, Want};
 use crate::txn::Reservation;
 use crate::xattr::{self, acl};
-use gfs2_format::dir::{self, NewEntry};
+use gfs2_format::dir::{self, NewEntry, Probe, Room};
 use gfs2_format::ondisk::{
     DINODE_SIZE, Dinode, DinodeFlags, FileType, MetaHeader, MetaType, RawInum, view_mut,
 };
@@ -35,6 +35,19 @@ struct Wanted<'a> {
     rdev: (u32, u32),
     /// Of a symlink.
     target: &'a [u8],
+}
+
+impl Wanted<'_> {
+    /// A file or directory of no special kind.
+    fn new(kind: FileType, mode: u32, umask: u32) -> Self {
+        Self {
+            kind,
+            perm: mode & PERM,
+            umask,
+            rdev: (0, 0),
+            target: b"",
+        }
+    }
 }
 
 /// What a new inode takes from its parent and its maker.
@@ -69,18 +82,11 @@ impl Fs {
             None if mode & libc::S_IFMT == 0 => FileType::Regular,
             None => return Err(Errno::EINVAL.into()),
         };
-        self.make(
-            caller,
-            parent,
-            name,
-            Wanted {
-                kind,
-                perm: mode & PERM,
-                umask,
-                rdev,
-                target: b"",
-            },
-        )
+        let wanted = Wanted {
+            rdev,
+            ..Wanted::new(kind, mode, umask)
+        };
+        self.make(caller, parent, name, &wanted)
     }
 
     /// Makes a directory.
@@ -95,14 +101,7 @@ impl Fs {
         mode: u32,
         umask: u32,
     ) -> FsResult<Entry> {
-        let wanted = Wanted {
-            kind: FileType::Dir,
-            perm: mode & PERM,
-            umask,
-            rdev: (0, 0),
-            target: b"",
-        };
-        self.make(caller, parent, name, wanted)
+        self.make(caller, parent, name, &Wanted::new(FileType::Dir, mode, umask))
     }
 
     /// Makes a symlink.
@@ -116,27 +115,22 @@ impl Fs {
         if target.len() as u64 >= self.engine.geometry().max_stuffed() {
             return Err(Errno::ENAMETOOLONG.into());
         }
-        self.make(
-            caller,
-            parent,
-            name,
-            Wanted {
-                kind: FileType::Symlink,
-                perm: 0o777,
-                umask: 0,
-                rdev: (0, 0),
-                target,
-            },
-        )
+        let wanted = Wanted {
+            target,
+            ..Wanted::new(FileType::Symlink, 0o777, 0)
+        };
+        self.make(caller, parent, name, &wanted)
     }
 
-    fn make(&self, caller: &Caller, parent: BlockAddr, name: &[u8], wanted: Wanted<'_>) -> FsResult<Entry> {
+    fn make(&self, caller: &Caller, parent: BlockAddr, name: &[u8], wanted: &Wanted<'_>) -> FsResult<Entry> {
         self.change("create", |engine| {
             check_name(name)?;
             let dir = engine.inodes.get(parent)?;
             check_dir(&dir)?;
             let dir = engine.exclusive(&dir)?;
-            let (_inode, entry) = make(engine, caller, dir, name, &wanted, self.root().addr)?;
+            check_can_add(&dir)?;
+            let room = room(&dir, name)?;
+            let (_inode, entry) = make(caller, dir, name, &room, wanted, self.root().addr)?;
             Ok(entry)
         })
     }
@@ -157,29 +151,27 @@ impl Fs {
         excl: bool,
         flags: OpenFlags,
     ) -> FsResult<(Entry, Handle, bool)> {
-        let wanted = Wanted {
-            kind: FileType::Regular,
-            perm: mode & PERM,
-            umask,
-            rdev: (0, 0),
-            target: b"",
-        };
+        let wanted = Wanted::new(FileType::Regular, mode, umask);
         let (inode, entry, made) = self.change("create", |engine| {
             check_name(name)?;
             let parent = engine.inodes.get(parent)?;
             check_dir(&parent)?;
             while_stale(engine, |met| {
                 let dir = engine.exclusive(&parent)?;
-                let Some(found) = find(&dir, name)? else {
-                    let (inode, entry) = make(engine, caller, dir, name, &wanted, self.root().addr)?;
-                    return Ok((inode, entry, true));
+                let hit = match probe(&dir, name)? {
+                    Probe::Here(hit) => hit,
+                    Probe::Absent(room) => {
+                        check_can_add(&dir)?;
+                        let (inode, entry) = make(caller, dir, name, &room, &wanted, self.root().addr)?;
+                        return Ok((inode, entry, true));
+                    }
                 };
-                match found.kind {
+                match hit.found().kind {
                     FileType::Dir => return Err(Errno::EISDIR.into()),
                     FileType::Regular if !excl => {}
                     _ => return Err(Errno::EEXIST.into()),
                 }
-                let inode = inode_of(engine, &found, met)?;
+                let inode = inode_of(engine, hit.found(), met)?;
                 drop(dir);
                 let entry = known(engine, &inode)?;
                 Ok((inode, entry, false))
@@ -197,19 +189,17 @@ impl Fs {
     }
 }
 
-/// Makes an inode and its name in a directory that is locked EX. Counts a knowledge of it.
+/// Makes an inode, and its name in a directory that is locked EX, has no such name and may have one more. Counts a
+/// knowledge of it.
 fn make(
-    engine: &Engine,
     caller: &Caller,
-    mut dir: Locked<'_>,
+    dir: Locked<'_>,
     name: &[u8],
+    room: &Room,
     wanted: &Wanted<'_>,
     root: BlockAddr,
 ) -> FsResult<(InodeRef, Entry)> {
-    check_can_add(&dir)?;
-    if find(&dir, name)?.is_some() {
-        return Err(Errno::EEXIST.into());
-    }
+    let engine = dir.engine;
     let is_dir = wanted.kind == FileType::Dir;
     if is_dir && dir.dinode().nlink.get() == u32::MAX {
         return Err(Errno::EMLINK.into());
@@ -220,7 +210,7 @@ fn make(
         .iter()
         .map(|(name, value)| (*name, value.as_slice()))
         .collect();
-    let cost = dir::needs_blocks(&dir.reader(), dir.addr(), name)?;
+    let cost = room.cost();
     let acl_cost = xattr::acl_cost(&dir, &acls);
     let need = 1 + u64::from(acl_cost.blocks) + u64::from(cost.blocks);
     let top = dir.addr() == root || dir.dinode().flags().contains(DinodeFlags::TOPDIR);
@@ -254,7 +244,7 @@ fn make(
         kind: wanted.kind,
         ea_follows: false,
     };
-    dir::insert(&mut work.edit(dir.guard()), dir.addr(), &entry, now)?;
+    dir::insert_at(&mut work.edit(dir.guard()), dir.addr(), &entry, room, now)?;
     if is_dir {
         work.change(dir.guard(), dir.addr(), |dinode| {
             dinode.nlink = dinode.nlink.get().saturating_add(1).into()
@@ -262,7 +252,6 @@ fn make(
     }
     let seq = work.commit()?;
     dir.committed(seq, false);
-    dir.refresh()?;
     let Locks { guard, glock, iopen } = locks;
     let inode = engine.inodes.get_or_make(num, || {
         Ok(NewInode {

@@ -7,7 +7,8 @@ use crate::cache::DataFlusher;
 use crate::error::{Errno, FsError, FsResult};
 use crate::glock::{GlockName, GlockOps, Interrupt};
 use crate::inode::{
-    Engine, InodeOps, InodeRef, InodeTable, IopenOps, ReadAhead, reclaim_orphans, run_evictions,
+    Engine, InodeOps, InodeRef, InodeTable, IopenOps, MemoryUse, Prune, ReadAhead, Relief, Reviver,
+    reclaim_orphans, run_evictions,
 };
 use crate::journal::StopReason;
 use crate::rgrp::{IndexState, Rgrps};
@@ -16,10 +17,14 @@ use gfs2_format::ondisk::{Dinode, FileType};
 use gfs2_format::{BlockAddr, InodeNum};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 /// How long a verb that found no space waits for evictions under way.
 const EVICTION_WAIT: Duration = Duration::from_secs(10);
+
+/// Inodes a crash left unlinked that are deallocated for a verb that found no space, before it tries again.
+const ORPHANS_AT_ONCE: u64 = 16;
 
 /// A mounted filesystem.
 #[derive(Debug)]
@@ -57,14 +62,17 @@ impl Fs {
             Arc::clone(&inodes),
         ));
         let rindex_glock = glocks.get(GlockName::inode(rindex.get()), &inode_ops)?;
-        let rgrps = Rgrps::new(
+        let rgrps = Arc::new(Rgrps::new(
             Arc::clone(&cache),
             journal.clone(),
             Arc::clone(&glocks),
             (rindex, rindex_glock),
             index,
-        );
+        ));
         let iopen_ops = IopenOps::start(&inodes, &glocks, &inode_ops)?;
+        let alone = journal.as_ref().is_some_and(|journal| !journal.is_shared());
+        let ops = (&inode_ops, &iopen_ops);
+        inodes.set_reviver(Box::new(Reviver::new(&glocks, ops, (&rgrps, &cache), alone)));
         let engine = Engine {
             device: Arc::clone(cache.device()),
             cache,
@@ -75,6 +83,7 @@ impl Fs {
             rgrps,
             inodes,
             ahead: ReadAhead::default(),
+            budget: AtomicUsize::new(0),
             options,
             fs_format: volume.superblock.fs_format.get(),
         };
@@ -207,7 +216,25 @@ impl Fs {
     /// # Errors
     /// EROFS; corruption; I/O and lock errors.
     pub fn reclaim_orphans(&self) -> FsResult<u64> {
-        self.run("reclaim orphans", reclaim_orphans)
+        self.run("reclaim orphans", |engine| reclaim_orphans(engine, u64::MAX))
+    }
+
+    /// What the caches take in memory.
+    #[must_use]
+    pub fn memory(&self) -> MemoryUse {
+        self.engine.memory()
+    }
+
+    /// Gives each cache the limit that a budget of so many bytes leaves it, and has `alarm` called when there are so
+    /// many inodes that the budget may be reached: then, and from time to time, [`Fs::relieve`] is due. For the start.
+    pub fn set_memory(&self, budget: usize, alarm: Box<dyn Fn() + Send + Sync>) {
+        self.engine.inodes.on_alarm(alarm);
+        self.engine.set_memory(budget);
+    }
+
+    /// Cuts the caches to the budget: on a thread that holds no lock and serves no request.
+    pub fn relieve(&self, relief: &mut Relief, prune: Prune<'_>) {
+        self.engine.relieve(relief, prune);
     }
 
     /// Ends it: forgets and evicts every inode, syncs statfs, leaves the journal clean. Every verb after it fails.
@@ -244,10 +271,27 @@ fn with_space<T>(engine: &Engine, call: impl Fn(&Engine) -> FsResult<T>) -> FsRe
     }
     let evicted = Interrupt::shield(|| run_evictions(engine)).unwrap_or(0);
     let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
-    if evicted > 0 || waited {
+    let mut result = if evicted > 0 || waited {
         call(engine)
     } else {
         result
+    };
+    // Inodes that nobody knows of any more have space, too; each round makes them fewer.
+    while matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) && reclaim_some(engine) > 0 {
+        result = call(engine);
+    }
+    result
+}
+
+/// Deallocates a few inodes that a crash left unlinked; what is wrong with them is not the caller's error.
+fn reclaim_some(engine: &Engine) -> u64 {
+    match Interrupt::shield(|| reclaim_orphans(engine, ORPHANS_AT_ONCE)) {
+        Ok(count) => count,
+        Err(error) => {
+            let error = engine.health().observe("reclaim orphans", error);
+            tracing::warn!("looking for unlinked inodes: {error}");
+            0
+        }
     }
 }
 

@@ -20,7 +20,7 @@ mod rename;
 pub mod types;
 mod xattrs;
 
-pub use crate::inode::{AtimeMode, FsOptions};
+pub use crate::inode::{AtimeMode, FsOptions, MemoryUse, Prune, Relief, Share};
 pub use config::FsConfig;
 pub use fs::Fs;
 pub use handle::{Handle, OpenFlags};

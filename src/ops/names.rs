@@ -2,12 +2,13 @@
 
 use super::attr::{attr, check_mutable};
 use super::fs::Fs;
+use super::io::touch;
 use super::types::{Caller, Entry};
 use crate::error::{Errno, FsError, FsResult};
 use crate::inode::{Engine, Inode, InodeRef, Locked, now};
-use crate::rgrp::Want;
+use crate::rgrp::{Hold, Want};
 use crate::txn::Reservation;
-use gfs2_format::dir::{self, Found, NewEntry};
+use gfs2_format::dir::{self, Found, Hit, NewEntry, Probe, Room};
 use gfs2_format::ondisk::FileType;
 use gfs2_format::{BlockAddr, tree};
 
@@ -52,6 +53,38 @@ pub(super) fn check_can_add(dir: &Locked<'_>) -> FsResult<()> {
 /// The entry of a name in a directory that is locked.
 pub(super) fn find(dir: &Locked<'_>, name: &[u8]) -> FsResult<Option<Found>> {
     Ok(dir::lookup(&dir.reader(), dir.addr(), name)?)
+}
+
+/// The entry of a name in a directory that is locked, or the room for one.
+pub(super) fn probe(dir: &Locked<'_>, name: &[u8]) -> FsResult<Probe> {
+    Ok(dir::probe(&dir.reader(), dir.addr(), name)?)
+}
+
+/// The entry of a name in a directory that is locked, as whoever changes it needs it.
+pub(super) fn hit(dir: &Locked<'_>, name: &[u8]) -> FsResult<Hit> {
+    match probe(dir, name)? {
+        Probe::Here(hit) => Ok(hit),
+        Probe::Absent(_) => Err(Errno::ENOENT.into()),
+    }
+}
+
+/// The room for a name that is not to be there yet.
+pub(super) fn room(dir: &Locked<'_>, name: &[u8]) -> FsResult<Room> {
+    match probe(dir, name)? {
+        Probe::Here(_) => Err(Errno::EEXIST.into()),
+        Probe::Absent(room) => Ok(room),
+    }
+}
+
+/// The group that the blocks of one more entry come from, if it needs any, and the bitmaps that are edited then.
+pub(super) fn reserve_for(dir: &Locked<'_>, room: &Room) -> FsResult<(Option<Hold>, u64)> {
+    let blocks = u64::from(room.cost().blocks);
+    if blocks == 0 {
+        return Ok((None, 0));
+    }
+    let hold = dir.engine.rgrps.reserve(&Want::near(dir.addr(), blocks))?;
+    let bitmaps = hold.alloc_cost(blocks);
+    Ok((Some(hold), bitmaps))
 }
 
 /// Runs a verb again that met an address still in use by an inode being evicted, after that has ended.
@@ -119,12 +152,16 @@ impl Fs {
             if inode.kind() != FileType::Symlink {
                 return Err(Errno::EINVAL.into());
             }
-            let locked = engine.shared(&inode)?;
-            let target = tree::stuffed(locked.block(), ino, engine.geometry())?;
+            let (target, dinode) = {
+                let locked = engine.shared(&inode)?;
+                let target = tree::stuffed(locked.block(), ino, engine.geometry())?.to_vec();
+                (target, *locked.dinode())
+            };
             if target.is_empty() {
                 return Err(FsError::Inconsistent(format!("inode {ino}: a symlink of size 0")));
             }
-            Ok(target.to_vec())
+            touch(engine, &inode, &dinode)?;
+            Ok(target)
         })
     }
 
@@ -185,29 +222,18 @@ pub(super) fn known(engine: &Engine, inode: &InodeRef) -> FsResult<Entry> {
 }
 
 fn link(engine: &Engine, inode: &InodeRef, dir: &InodeRef, name: &[u8]) -> FsResult<Entry> {
-    let mut dir = engine.exclusive(dir)?;
+    let dir = engine.exclusive(dir)?;
     let mut target = engine.exclusive(inode)?;
     check_mutable(target.dinode(), true)?;
     if target.dinode().nlink.get() == 0 {
         return Err(Errno::ENOENT.into());
     }
     check_can_add(&dir)?;
-    if find(&dir, name)?.is_some() {
-        return Err(Errno::EEXIST.into());
-    }
+    let room = room(&dir, name)?;
     let links = target.dinode().nlink.get().checked_add(1).ok_or(Errno::EMLINK)?;
     let now = now();
-    let cost = dir::needs_blocks(&dir.reader(), dir.addr(), name)?;
-    let (hold, bitmaps) = if cost.blocks > 0 {
-        let hold = engine
-            .rgrps
-            .reserve(&Want::near(dir.addr(), u64::from(cost.blocks)))?;
-        let bitmaps = hold.alloc_cost(u64::from(cost.blocks));
-        (Some(hold), bitmaps)
-    } else {
-        (None, 0)
-    };
-    let reservation = Reservation::blocks(u64::from(cost.touched) + 2 + bitmaps);
+    let (hold, bitmaps) = reserve_for(&dir, &room)?;
+    let reservation = Reservation::blocks(u64::from(room.cost().touched) + 2 + bitmaps);
     let mut work = engine.begin(reservation, hold)?;
     let entry = NewEntry {
         name,
@@ -215,7 +241,7 @@ fn link(engine: &Engine, inode: &InodeRef, dir: &InodeRef, name: &[u8]) -> FsRes
         kind: inode.kind(),
         ea_follows: false,
     };
-    dir::insert(&mut work.edit(dir.guard()), dir.addr(), &entry, now)?;
+    dir::insert_at(&mut work.edit(dir.guard()), dir.addr(), &entry, &room, now)?;
     work.change(target.guard(), target.addr(), |dinode| {
         dinode.nlink = links.into();
         dinode.set_ctime(now);
@@ -223,7 +249,6 @@ fn link(engine: &Engine, inode: &InodeRef, dir: &InodeRef, name: &[u8]) -> FsRes
     let seq = work.commit()?;
     dir.committed(seq, false);
     target.committed(seq, false);
-    dir.refresh()?;
     target.refresh()?;
     let attr = attr(&target)?;
     engine.inodes.remember(inode);
@@ -256,13 +281,14 @@ fn unlink(
     met: &mut Option<BlockAddr>,
 ) -> FsResult<()> {
     let dir = engine.exclusive(dir)?;
-    let found = find(&dir, name)?.ok_or(Errno::ENOENT)?;
+    let hit = hit(&dir, name)?;
+    let found = hit.found();
     match (found.kind == FileType::Dir, is_dir) {
         (true, false) => return Err(Errno::EISDIR.into()),
         (false, true) => return Err(Errno::ENOTDIR.into()),
         _ => {}
     }
-    let inode = inode_of(engine, &found, met)?;
+    let inode = inode_of(engine, found, met)?;
     let target = engine.exclusive(&inode)?;
     check_can_remove(&dir, &target)?;
     if is_dir {
@@ -276,13 +302,7 @@ fn unlink(
     };
     let mut work = engine.begin(Reservation::blocks(REMOVE_BLOCKS + STATE_BLOCKS), hold)?;
     let now = now();
-    let removed = dir::remove(&mut work.edit(dir.guard()), dir.addr(), name, now)?;
-    if removed.num != found.num {
-        return Err(FsError::Inconsistent(format!(
-            "directory {}: an entry changed while it was locked",
-            dir.addr()
-        )));
-    }
+    dir::remove_at(&mut work.edit(dir.guard()), dir.addr(), &hit, now)?;
     if is_dir {
         work.change(dir.guard(), dir.addr(), |dinode| {
             dinode.nlink = dinode.nlink.get().saturating_sub(1).into()

@@ -1,13 +1,14 @@
 //! Rename: replace, no-replace, exchange.
 //!
 //! Method: look at both names, lock everything they name together, look again; what has changed meanwhile is begun
-//! again. All of it is one transaction.
+//! again. A rename to a name that is free, in one directory, needs no such care: it locks parent and child one after
+//! the other, as unlink does. All of it is one transaction.
 
 use super::attr::check_mutable;
 use super::fs::Fs;
 use super::names::{
     REMOVE_BLOCKS, STATE_BLOCKS, check_can_add, check_can_remove, check_dir, check_empty, check_name,
-    drop_link, find, inode_of, while_stale,
+    drop_link, find, hit, inode_of, probe, reserve_for, while_stale,
 };
 use super::types::{Caller, RenameMode};
 use crate::error::{Errno, FsError, FsResult};
@@ -16,9 +17,8 @@ use crate::glock::multi::{Want as Lock, acquire_together};
 use crate::glock::name::nondisk;
 use crate::glock::{GlockGuard, GlockName, GlockOps, HolderFlags, Presence, State};
 use crate::inode::{Engine, Inode, InodeRef, Locked, Work, now};
-use crate::rgrp::{Hold, Want};
 use crate::txn::Reservation;
-use gfs2_format::dir::{self, Found, NewEntry};
+use gfs2_format::dir::{self, Hit, NewEntry, Probe, Room};
 use gfs2_format::ondisk::FileType;
 use gfs2_format::time::Timestamp;
 use gfs2_format::{BlockAddr, InodeNum};
@@ -79,6 +79,9 @@ impl Fs {
                 Some(rename_lock(engine)?)
             };
             while_stale(engine, |met| {
+                if parent == new_parent && rename_here(engine, &old, name, new_name, mode, met)? {
+                    return Ok(());
+                }
                 rename(engine, from, to, mode, self.root().addr, met)
             })
         })
@@ -92,6 +95,44 @@ fn rename_lock(engine: &Engine) -> FsResult<GlockGuard> {
         .glocks
         .get(GlockName::nondisk(nondisk::RENAME), &ops)?
         .acquire(State::Ex, HolderFlags::empty())
+}
+
+/// Renames within a directory, to a name that is free; false: it is not.
+fn rename_here(
+    engine: &Engine,
+    dir: &InodeRef,
+    from: &[u8],
+    to: &[u8],
+    mode: RenameMode,
+    met: &mut Option<BlockAddr>,
+) -> FsResult<bool> {
+    let dir = engine.exclusive(dir)?;
+    let here = hit(&dir, from)?;
+    let Probe::Absent(room) = probe(&dir, to)? else {
+        return Ok(false);
+    };
+    if mode == RenameMode::Exchange {
+        return Err(Errno::ENOENT.into());
+    }
+    let inode = inode_of(engine, here.found(), met)?;
+    if inode.addr() == dir.addr() {
+        // A loop in the tree, which the long way refuses.
+        return Ok(false);
+    }
+    let source = engine.exclusive(&inode)?;
+    check_can_remove(&dir, &source)?;
+    let parts = Parts {
+        old: &dir,
+        new: &dir,
+        source: &source,
+        from,
+        to,
+        now: now(),
+    };
+    let seq = parts.add(engine, &here, room)?.commit()?;
+    dir.committed(seq, false);
+    source.committed(seq, false);
+    Ok(true)
 }
 
 fn rename(
@@ -260,10 +301,10 @@ fn act(engine: &Engine, scene: &Scene<'_>, mode: RenameMode) -> FsResult<bool> {
     let (old, new) = (cast.get(scene.from.dir)?, cast.get(scene.to.dir)?);
     let source = cast.get(&scene.source)?;
     let target = scene.target.as_ref().map(|target| cast.get(target)).transpose()?;
-    let now_from = find(old, scene.from.name)?;
-    let now_to = find(new, scene.to.name)?;
-    let same = |found: &Option<Found>, inode: Option<&Locked<'_>>| {
-        found.as_ref().map(|found| found.num) == inode.map(|inode| inode.inode.num())
+    let now_from = probe(old, scene.from.name)?;
+    let now_to = probe(new, scene.to.name)?;
+    let same = |probe: &Probe, inode: Option<&Locked<'_>>| {
+        probe.found().map(|found| found.num) == inode.map(|inode| inode.inode.num())
     };
     if !same(&now_from, Some(source)) || !same(&now_to, target) {
         return Ok(false);
@@ -278,10 +319,12 @@ fn act(engine: &Engine, scene: &Scene<'_>, mode: RenameMode) -> FsResult<bool> {
         to: scene.to.name,
         now: now(),
     };
-    let work = match (mode, target) {
-        (RenameMode::Exchange, Some(target)) => parts.exchange(engine, target)?,
-        (_, Some(target)) => parts.replace(engine, target)?,
-        (_, None) => parts.add(engine)?,
+    let work = match (mode, target, now_from, now_to) {
+        (RenameMode::Exchange, Some(target), ..) => parts.exchange(engine, target)?,
+        (_, Some(target), ..) => parts.replace(engine, target)?,
+        (_, None, Probe::Here(hit), Probe::Absent(room)) => parts.add(engine, &hit, room)?,
+        // Was compared above.
+        (_, None, ..) => return Ok(false),
     };
     let seq = work.commit()?;
     for locked in &cast.0 {
@@ -312,25 +355,23 @@ impl Parts<'_, '_> {
         self.old.addr() != self.new.addr()
     }
 
-    fn entry<'n>(name: &'n [u8], inode: &Inode) -> NewEntry<'n> {
-        NewEntry {
-            name,
-            num: inode.num(),
-            kind: inode.kind(),
-            ea_follows: false,
-        }
+    /// Makes a name of a directory mean an inode.
+    fn point(
+        &self,
+        work: &mut Work,
+        dir: &Locked<'_>,
+        name: &[u8],
+        at: (InodeNum, FileType),
+    ) -> FsResult<()> {
+        let entry = entry(name, at);
+        dir::replace(&mut work.edit(dir.guard()), dir.addr(), &entry, self.now)?;
+        Ok(())
     }
 
     /// Gives a directory that moves its new parent, anything else its ctime.
     fn settle(&self, work: &mut Work, moved: &Locked<'_>, parent: InodeNum) -> FsResult<()> {
         if moved.dinode().is_dir() && self.moves() {
-            let up = NewEntry {
-                name: b"..",
-                num: parent,
-                kind: FileType::Dir,
-                ea_follows: false,
-            };
-            dir::replace(&mut work.edit(moved.guard()), moved.addr(), &up, self.now)?;
+            self.point(work, moved, b"..", (parent, FileType::Dir))?;
         }
         work.change(moved.guard(), moved.addr(), |dinode| dinode.set_ctime(self.now))
     }
@@ -341,38 +382,20 @@ impl Parts<'_, '_> {
         })
     }
 
-    /// Moves the source to a name that does not exist.
-    fn add(&self, engine: &Engine) -> FsResult<Work> {
+    /// Moves the source from where its name is to a name that does not exist.
+    fn add(&self, engine: &Engine, here: &Hit, room: Room) -> FsResult<Work> {
         check_can_add(self.new)?;
         let dir_moves = self.source.dinode().is_dir() && self.moves();
         if dir_moves && self.new.dinode().nlink.get() == u32::MAX {
             return Err(Errno::EMLINK.into());
         }
-        let cost = dir::needs_blocks(&self.new.reader(), self.new.addr(), self.to)?;
-        let mut bitmaps = 0;
-        let mut hold: Option<Hold> = None;
-        if cost.blocks > 0 {
-            let got = engine
-                .rgrps
-                .reserve(&Want::near(self.new.addr(), u64::from(cost.blocks)))?;
-            bitmaps = got.alloc_cost(u64::from(cost.blocks));
-            hold = Some(got);
-        }
-        let blocks = u64::from(cost.touched) + REMOVE_BLOCKS + 4 + bitmaps;
+        let (hold, bitmaps) = reserve_for(self.new, &room)?;
+        let blocks = u64::from(room.cost().touched) + REMOVE_BLOCKS + 4 + bitmaps;
         let mut work = engine.begin(Reservation::blocks(blocks), hold)?;
-        dir::remove(
-            &mut work.edit(self.old.guard()),
-            self.old.addr(),
-            self.from,
-            self.now,
-        )?;
-        let entry = Self::entry(self.to, self.source.inode);
-        dir::insert(
-            &mut work.edit(self.new.guard()),
-            self.new.addr(),
-            &entry,
-            self.now,
-        )?;
+        let (old, new) = (self.old, self.new);
+        dir::remove_at(&mut work.edit(old.guard()), old.addr(), here, self.now)?;
+        let (entry, room) = (entry(self.to, numbers(self.source)), room.without(here));
+        dir::insert_at(&mut work.edit(new.guard()), new.addr(), &entry, &room, self.now)?;
         self.settle(&mut work, self.source, self.new.inode.num())?;
         if dir_moves {
             Self::add_links(&mut work, self.old, -1)?;
@@ -396,19 +419,9 @@ impl Parts<'_, '_> {
         };
         let blocks = 2 * REMOVE_BLOCKS + STATE_BLOCKS + 4;
         let mut work = engine.begin(Reservation::blocks(blocks), hold)?;
-        let entry = Self::entry(self.to, self.source.inode);
-        dir::replace(
-            &mut work.edit(self.new.guard()),
-            self.new.addr(),
-            &entry,
-            self.now,
-        )?;
-        dir::remove(
-            &mut work.edit(self.old.guard()),
-            self.old.addr(),
-            self.from,
-            self.now,
-        )?;
+        self.point(&mut work, self.new, self.to, numbers(self.source))?;
+        let old = self.old;
+        dir::remove(&mut work.edit(old.guard()), old.addr(), self.from, self.now)?;
         drop_link(&mut work, target, last, self.now)?;
         self.settle(&mut work, self.source, self.new.inode.num())?;
         if self.source.dinode().is_dir() {
@@ -428,20 +441,8 @@ impl Parts<'_, '_> {
         }
         let blocks = 2 * REMOVE_BLOCKS + 4;
         let mut work = engine.begin(Reservation::blocks(blocks), None)?;
-        let entry = Self::entry(self.from, target.inode);
-        dir::replace(
-            &mut work.edit(self.old.guard()),
-            self.old.addr(),
-            &entry,
-            self.now,
-        )?;
-        let entry = Self::entry(self.to, self.source.inode);
-        dir::replace(
-            &mut work.edit(self.new.guard()),
-            self.new.addr(),
-            &entry,
-            self.now,
-        )?;
+        self.point(&mut work, self.old, self.from, numbers(target))?;
+        self.point(&mut work, self.new, self.to, numbers(self.source))?;
         self.settle(&mut work, self.source, self.new.inode.num())?;
         self.settle(&mut work, target, self.old.inode.num())?;
         if self.moves() && change != 0 {
@@ -449,5 +450,19 @@ impl Parts<'_, '_> {
             Self::add_links(&mut work, self.new, -change)?;
         }
         Ok(work)
+    }
+}
+
+/// What an entry says of an inode.
+fn numbers(locked: &Locked<'_>) -> (InodeNum, FileType) {
+    (locked.inode.num(), locked.inode.kind())
+}
+
+fn entry(name: &[u8], (num, kind): (InodeNum, FileType)) -> NewEntry<'_> {
+    NewEntry {
+        name,
+        num,
+        kind,
+        ea_follows: false,
     }
 }

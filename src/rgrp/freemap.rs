@@ -21,6 +21,11 @@ impl FreeMap {
         }
     }
 
+    /// Bytes it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.words.capacity() * size_of::<u64>()
+    }
+
     /// Blocks that may be allocated.
     pub(crate) fn free(&self) -> u32 {
         self.free

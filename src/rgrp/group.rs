@@ -15,7 +15,7 @@ use gfs2_format::{BlockAddr, BlockRead, Extent};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Free blocks of a group nobody has looked at.
 const UNKNOWN: u32 = u32::MAX;
@@ -81,6 +81,10 @@ pub(crate) struct Group {
     idle: Condvar,
     /// Allocatable blocks when last seen.
     free_hint: AtomicU32,
+    /// Somebody wanted blocks of it since memory was last looked for.
+    used: AtomicBool,
+    /// There may be dinodes without links that nobody has (the kernel's GFS2_RDF_CHECK).
+    check: AtomicBool,
 }
 
 impl Group {
@@ -91,7 +95,52 @@ impl Group {
             busy: Mutex::new(false),
             idle: Condvar::new(),
             free_hint: AtomicU32::new(UNKNOWN),
+            used: AtomicBool::new(false),
+            check: AtomicBool::new(true),
         }
+    }
+
+    /// Bytes that what is known of it takes, beside the group itself.
+    pub(super) fn bytes(&self) -> usize {
+        let core = self.core();
+        core.map.bytes() + core.windows.bytes()
+    }
+
+    /// Forgets the map, for the sake of memory, when nobody is at it, nobody was since the last call, and the bitmap on
+    /// disk says the same. Gives the bytes that are free now.
+    pub(super) fn unload(&self, durable: CommitSeq) -> usize {
+        if self.used.swap(false, Ordering::Relaxed) || !self.lock_local(false) {
+            return 0;
+        }
+        let bytes = {
+            let mut core = self.core();
+            core.release(durable);
+            // What was freed and is not durable is free in the bitmap, and may not be taken.
+            if core.loaded && core.pending.is_empty() {
+                let old = std::mem::take(&mut *core);
+                core.last = old.last;
+                old.map.bytes() + old.windows.bytes()
+            } else {
+                0
+            }
+        };
+        self.unlock_local();
+        bytes
+    }
+
+    /// May it have dinodes without links that nobody has?
+    pub(super) fn needs_check(&self) -> bool {
+        self.check.load(Ordering::Relaxed)
+    }
+
+    /// There may be some again.
+    pub(super) fn recheck(&self) {
+        self.check.store(true, Ordering::Relaxed);
+    }
+
+    /// What was looked for is not there.
+    pub(super) fn checked(&self) {
+        self.check.store(false, Ordering::Relaxed);
     }
 
     /// Where it is.
@@ -117,19 +166,25 @@ impl Group {
     pub(super) fn forget(&self) {
         *self.core() = Core::default();
         self.free_hint.store(UNKNOWN, Ordering::Relaxed);
+        self.recheck();
     }
 
     /// Reads header and bitmaps, unless that has been done since the glock came; then lets go of what has become
-    /// durable.
-    pub(super) fn load<R: BlockRead + ?Sized>(&self, reader: &R, durable: CommitSeq) -> FsResult<()> {
+    /// durable. True: they had to be read.
+    pub(super) fn load<R: BlockRead + ?Sized>(&self, reader: &R, durable: CommitSeq) -> FsResult<bool> {
         let mut core = self.core();
-        if !core.loaded {
-            let fresh = self.read(reader)?;
-            *core = fresh;
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        let fresh = !core.loaded;
+        if fresh {
+            let last = core.last;
+            let read = self.read(reader)?;
+            *core = Core { last, ..read };
         }
         core.release(durable);
         self.set_hint(&core);
-        Ok(())
+        Ok(fresh)
     }
 
     fn read<R: BlockRead + ?Sized>(&self, reader: &R) -> FsResult<Core> {

@@ -309,6 +309,8 @@ impl Hold {
         // The header goes with every change of the bitmap.
         self.edit_header(txn, |_| Ok(()))?;
         self.unlinked += 1;
+        // Whoever has it open may die, or leave it to us.
+        self.group.recheck();
         Ok(())
     }
 

@@ -16,8 +16,9 @@ use gfs2_format::bitmap::{self, RgrpLayout};
 use gfs2_format::ondisk::{BlockState, Dinode, RINDEX_SIZE};
 use gfs2_format::{BlockAddr, BlockRead, Error, Expected, tree};
 use parking_lot::RwLock;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// What an allocation needs.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +76,8 @@ pub(crate) struct Rgrps {
     entries: RwLock<Arc<Vec<Arc<Entry>>>>,
     /// Spreads directories.
     turn: AtomicU64,
+    /// Bytes that what is known of the groups' blocks may take.
+    maps_most: AtomicUsize,
 }
 
 /// The passes over the groups, each less choosy.
@@ -106,7 +109,13 @@ impl Rgrps {
             state,
             entries: RwLock::default(),
             turn: AtomicU64::new(0),
+            maps_most: AtomicUsize::new(usize::MAX),
         }
+    }
+
+    /// Sets how many bytes the maps of the groups may take.
+    pub(crate) fn set_limit(&self, bytes: usize) {
+        self.maps_most.store(bytes, Ordering::Relaxed);
     }
 
     fn durable(&self) -> CommitSeq {
@@ -224,9 +233,14 @@ impl Rgrps {
         }
         // From here on the hold gives the local lock back.
         let hold = Hold::new(Arc::clone(&entry.group), lock);
-        entry
-            .group
-            .load(&Reader::new(&self.cache, hold.lock()), self.durable())?;
+        let reader = Reader::new(&self.cache, hold.lock());
+        if entry.group.load(&reader, self.durable())? {
+            let most = self.maps_most.load(Ordering::Relaxed);
+            if self.usage().1 > most {
+                // Ours stays: somebody is at it.
+                self.shrink_to(most / 2);
+            }
+        }
         Ok(Some(hold))
     }
 
@@ -317,19 +331,55 @@ impl Rgrps {
         entry.group.dinodes_in(&reader, first..end, block)
     }
 
-    /// Every dinode without links, group by group.
+    /// Every dinode without links of the groups that have not been looked through, group by group. `visit` says
+    /// whether somebody is to come back for this one.
     ///
     /// # Errors
     /// Whatever `visit` fails with; corruption; I/O and lock errors.
-    pub(crate) fn for_unlinked(&self, mut visit: impl FnMut(BlockAddr) -> FsResult<()>) -> FsResult<()> {
-        for entry in self.entries()?.iter() {
+    pub(crate) fn for_unlinked(
+        &self,
+        mut visit: impl FnMut(BlockAddr) -> FsResult<ControlFlow<(), bool>>,
+    ) -> FsResult<()> {
+        for entry in self.entries()?.iter().filter(|entry| entry.group.needs_check()) {
             let found = {
                 let guard = entry.glock.acquire(State::Sh, HolderFlags::empty())?;
                 entry.group.unlinked(&Reader::new(&self.cache, &guard))?
             };
-            found.into_iter().try_for_each(&mut visit)?;
+            let mut left = false;
+            for addr in found {
+                match visit(addr)? {
+                    ControlFlow::Continue(again) => left |= again,
+                    ControlFlow::Break(()) => return Ok(()),
+                }
+            }
+            if !left {
+                entry.group.checked();
+            }
         }
         Ok(())
+    }
+
+    /// Number of groups, and the bytes that what is known of their blocks takes.
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        let entries = Arc::clone(&self.entries.read());
+        (
+            entries.len(),
+            entries.iter().map(|entry| entry.group.bytes()).sum(),
+        )
+    }
+
+    /// Forgets what is known of groups nobody is at, those not used lately first, until about `bytes` are left.
+    pub(crate) fn shrink_to(&self, bytes: usize) {
+        let entries = Arc::clone(&self.entries.read());
+        let mut left = self.usage().1;
+        let durable = self.durable();
+        // The first time round a group loses its mark of use.
+        for entry in entries.iter().chain(entries.iter()) {
+            if left <= bytes {
+                return;
+            }
+            left = left.saturating_sub(entry.group.unload(durable));
+        }
     }
 
     /// Sums of all headers: blocks, free ones, dinodes.

@@ -39,6 +39,11 @@ impl Windows {
         }
     }
 
+    /// Bytes they take.
+    pub(super) fn bytes(&self) -> usize {
+        self.open.bytes() + self.files.capacity() * size_of::<(u64, Window)>()
+    }
+
     /// These blocks may be allocated now.
     pub(super) fn insert(&mut self, run: Run) {
         self.open.insert(run.0, run.1);

@@ -72,20 +72,17 @@ impl Vm {
     #[track_caller]
     pub fn start_pair(kernel: Kernel, disks: &[&Path]) -> [Vm; 2] {
         let first = Vm::boot(kernel, disks, 1, Some("server=on,addr.path=wire.sock".to_owned()));
-        let folder = first
-            .dir
-            .path()
-            .file_name()
-            .expect("a scratch folder")
-            .to_string_lossy()
-            .into_owned();
-        let second = Vm::boot(
-            kernel,
-            disks,
-            2,
-            Some(format!("server=off,addr.path=../{folder}/wire.sock")),
-        );
+        let second = Vm::start_beside(&first, disks);
         [first, second]
+    }
+
+    /// Boots n2, for the first time or again, on the wire of an n1 that `start_pair` booted.
+    #[track_caller]
+    pub fn start_beside(first: &Vm, disks: &[&Path]) -> Vm {
+        let folder = first.dir.path().file_name();
+        let folder = folder.expect("a scratch folder").to_string_lossy().into_owned();
+        let wire = format!("server=off,addr.path=../{folder}/wire.sock");
+        Vm::boot(first.guest.kernel, disks, 2, Some(wire))
     }
 
     #[track_caller]

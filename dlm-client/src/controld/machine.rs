@@ -9,6 +9,7 @@ use super::action::{Action, Fatal, Job, Now, Order, Out};
 use super::cluster::Cluster;
 use super::codec::Message;
 use super::daemon::{Daemon, Near};
+use super::hold::Hold;
 use super::lockspace::{Around, Lockspace};
 use super::safety::Safety;
 use super::status::Status;
@@ -74,6 +75,7 @@ pub struct Controld {
     /// To be joined when the protocol is agreed on.
     wanted: BTreeSet<String>,
     safety: Safety,
+    hold: Hold,
     dead: Option<Fatal>,
     leaving: bool,
 }
@@ -96,6 +98,7 @@ impl Controld {
             lockspaces: BTreeMap::new(),
             wanted: BTreeSet::new(),
             safety: Safety::new(&config, life),
+            hold: Hold::default(),
             dead: None,
             leaving: false,
             config,
@@ -136,6 +139,7 @@ impl Controld {
             cluster: &self.cluster,
             conf: &self.conf,
             two_node: self.config.two_node,
+            behind: self.safety.is_behind(),
         };
         (&mut self.daemon, near)
     }
@@ -285,6 +289,7 @@ impl Controld {
             }
         }
         self.give_up(out);
+        self.hold.sift(self.safety.is_behind(), out);
     }
 
     /// A fatal verdict among the actions: engines stop first, and nothing is sent any more.
@@ -356,6 +361,7 @@ impl Controld {
                 lockspace,
                 order: Order::Left,
             });
+            self.hold.sift(self.safety.is_behind(), &mut out);
             return Ok(out.0);
         }
         match self.lockspaces.get_mut(name) {
@@ -367,6 +373,7 @@ impl Controld {
                 });
             }
         }
+        self.hold.sift(self.safety.is_behind(), &mut out);
         Ok(out.0)
     }
 

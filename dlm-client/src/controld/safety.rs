@@ -8,6 +8,8 @@
 //!   that is back while apart has taken us for dead: [`Fatal::Evicted`].
 //! - If we stood still for longer than it takes to be given up and nodes go shortly after, it was us who went:
 //!   [`Fatal::Paused`]. (With two nodes both are quorate alone, so the first rule may not be enough.)
+//! - After we stood still, whatever came meanwhile comes before what we send then: until that is back, nobody is fenced
+//!   and no engine started on what we know.
 //! - What we send to ourselves through the cluster comes back within a bounded time, counted from its sending; if not,
 //!   we must not write ([`Action::Suspend`]) until it does.
 
@@ -38,6 +40,8 @@ pub(super) struct Safety {
     last_turn: Option<Duration>,
     /// When we noticed that we had stood still, and for how long.
     paused: Option<(Duration, Duration)>,
+    /// We stood still, and the beat of this number, sent after it, has not come back: what we know may be long past.
+    behind: Option<u32>,
     beating: bool,
     counter: u32,
     last_beat: Duration,
@@ -58,6 +62,7 @@ impl Safety {
             inquorate: false,
             last_turn: None,
             paused: None,
+            behind: None,
             beating: false,
             counter: 0,
             last_beat: Duration::ZERO,
@@ -81,6 +86,7 @@ impl Safety {
         // A node is given up after 2.2 token times of silence.
         if gap.saturating_mul(2) > self.token.saturating_mul(3) {
             self.paused = Some((now.mono, gap));
+            self.behind = Some(self.counter.wrapping_add(1));
         }
         if !self.beating {
             return;
@@ -120,6 +126,11 @@ impl Safety {
         });
     }
 
+    /// May there be a backlog of news that we have not heard?
+    pub(super) const fn is_behind(&self) -> bool {
+        self.behind.is_some()
+    }
+
     /// The heartbeat's group: we are in it from the first change that names us.
     pub(super) fn on_beat_confchg(&mut self, now: Now, members: &[NodeId]) {
         if !self.beating && members.contains(&self.us) {
@@ -138,6 +149,10 @@ impl Safety {
                 self.heard = self.heard.max(sent);
                 break;
             }
+        }
+        let passed = |mark: u32| message.header.data.wrapping_sub(mark) <= u32::MAX >> 1;
+        if self.behind.is_some_and(passed) {
+            self.behind = None;
         }
         let fresh = now.mono.saturating_sub(self.heard) <= self.lease();
         if self.suspended && fresh && self.apart.is_empty() {
@@ -184,7 +199,12 @@ impl Safety {
             }
         }
         let stayed = members.iter().copied().filter(|node| !back.contains(node));
-        self.verdict(stateful, &stayed.collect::<Vec<_>>(), &back)
+        let verdict = self.verdict(stateful, &stayed.collect::<Vec<_>>(), &back);
+        if verdict.is_none() {
+            // We had nothing to lose, or are the ones that go on: that they were away is over.
+            self.apart.retain(|node| !back.contains(node));
+        }
+        verdict
     }
 
     pub(super) fn on_quorum(&mut self, quorate: bool, members: &[NodeId]) {

@@ -302,8 +302,8 @@ impl Engine {
                 return;
             }
         }
-        // The other flags of an outstanding operation stay; a value block is written only if this call brings it.
-        lock.exflags = (lock.exflags & !(Lkf::VALBLK | Lkf::IVVALBLK | Lkf::CANCEL)) | flags;
+        // As in the kernel the flags of the operation before stay in force, VALBLK and IVVALBLK too.
+        lock.exflags = (lock.exflags & !Lkf::CANCEL) | flags;
         lock.sbflags = SbFlags::empty();
         set_lvb(lock, true, lvb);
         let rsb = lock.rsb;
@@ -408,7 +408,6 @@ fn check_flags(operation: &'static str, from: Option<Mode>, mode: Mode, flags: L
     let bad = flags.intersects(foreign)
         || (from.is_none() && flags.intersects(Lkf::QUECVT | Lkf::CONVDEADLK))
         || flags.contains(Lkf::CONVDEADLK | Lkf::NOQUEUE)
-        || flags.contains(Lkf::ALTPR | Lkf::ALTCW)
         || (flags.contains(Lkf::EXPEDITE)
             && (from.is_some() || flags.contains(Lkf::NOQUEUE) || mode != Mode::Nl))
         || (flags.contains(Lkf::QUECVT) && from.is_some_and(|from| !from.quecvt_legal(mode)));

@@ -32,8 +32,9 @@ impl Check<'_> {
             .collect();
         dirs.sort_unstable();
         let mut ways: HashMap<BlockAddr, Way> = roots.iter().map(|root| (*root, Way::Done)).collect();
+        let whole = self.is_tree_whole();
         for dir in &dirs {
-            self.follow_up(*dir, &mut ways);
+            self.follow_up(*dir, whole, &mut ways);
         }
         for dir in &dirs {
             let parent = if roots.contains(dir) {
@@ -55,8 +56,18 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Was every entry seen? Else what looks like an orphan may have one.
+    fn is_tree_whole(&self) -> bool {
+        let hidden = |kind: Option<FileType>| kind.is_none_or(|kind| kind == FileType::Dir);
+        !self.directories.is_partial
+            && !self
+                .inodes
+                .iter()
+                .any(|inode| inode.skipped && hidden(inode.kind))
+    }
+
     /// Follows the entries from `dir` up; reports where the way ends without a root.
-    fn follow_up(&mut self, dir: BlockAddr, ways: &mut HashMap<BlockAddr, Way>) {
+    fn follow_up(&mut self, dir: BlockAddr, whole: bool, ways: &mut HashMap<BlockAddr, Way>) {
         let mut path = Vec::new();
         let mut at = dir;
         loop {
@@ -76,7 +87,13 @@ impl Check<'_> {
             match self.directories.parents.get(&at) {
                 Some(parent) => at = *parent,
                 None => {
-                    let problem = Problem::new(Kind::Unreachable, at, "entries", 0, Expected::Value(1));
+                    let inode = self.inodes.get(at);
+                    let kind = match inode {
+                        Some(inode) if inode.bad && whole => Kind::BadOrphan,
+                        Some(inode) if inode.empty => Kind::EmptyDirectory,
+                        _ => Kind::Unreachable,
+                    };
+                    let problem = Problem::new(kind, at, "entries", 0, Expected::Value(1));
                     self.found(problem.of(at));
                     break;
                 }
@@ -90,6 +107,7 @@ impl Check<'_> {
     /// Link counts; inodes that nothing leads to.
     pub(crate) fn links(&mut self) -> Step {
         let mut problems = Vec::new();
+        let whole = self.is_tree_whole();
         for inode in self.inodes.iter().filter(|inode| !inode.unlinked) {
             let (nlink, links) = (u64::from(inode.nlink), u64::from(inode.links));
             let is_dir = inode.kind == Some(FileType::Dir);
@@ -97,7 +115,12 @@ impl Check<'_> {
             let expected = if is_dir { links.saturating_add(2) } else { links };
             let at = inode.addr;
             if !is_dir && links == 0 {
-                problems.push(Problem::new(Kind::Orphan, at, "di_nlink", nlink, Expected::Value(0)).of(at));
+                let kind = match inode.kind {
+                    _ if inode.bad && whole => Kind::BadOrphan,
+                    Some(FileType::Regular) if inode.empty => Kind::EmptyOrphan,
+                    _ => Kind::Orphan,
+                };
+                problems.push(Problem::new(kind, at, "di_nlink", nlink, Expected::Value(0)).of(at));
             } else if nlink != expected {
                 let expected = Expected::Value(expected);
                 problems.push(Problem::new(Kind::LinkCount, at, "di_nlink", nlink, expected).of(at));

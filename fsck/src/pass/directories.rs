@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Directories looked at together.
 const DIRECTORIES: usize = 256;
 /// Entries that wait for their inode to be looked at; more are answered at once.
-const PENDING: usize = 1 << 20;
+const PENDING: usize = 1 << 16;
 
 /// An entry that leads to a block of which no inode is known.
 #[derive(Debug)]
@@ -44,9 +44,18 @@ pub(crate) struct Found {
     /// Made anew by a repair of this round.
     pub(crate) rebuilt: BTreeSet<BlockAddr>,
     pending: Vec<Pending>,
+    /// A directory was seen in part only: there may be entries that nobody knows of.
+    pub(crate) is_partial: bool,
 }
 
 impl Found {
+    /// Bytes in memory, about.
+    pub(crate) fn memory(&self) -> u64 {
+        let entries = self.blocks.len().saturating_add(self.parents.len());
+        // Keys and values of a tree whose nodes are not full.
+        entries.saturating_add(self.dotdots.len()).saturating_mul(24) as u64
+    }
+
     pub(crate) fn note_blocks(&mut self, dir: BlockAddr, blocks: u64) {
         self.blocks.insert(dir, blocks);
     }
@@ -100,6 +109,7 @@ impl Check<'_> {
                 return Ok(());
             }
             let mut hashed: Vec<(BlockAddr, Box<[u8]>)> = Vec::new();
+            self.weigh();
             reader.blocks(batch, |index, bytes| {
                 let (Some(addr), Ok(bytes)) = (batch.get(index).copied(), bytes) else {
                     return;
@@ -154,6 +164,7 @@ impl Check<'_> {
             let expected = Expected::Value(blocks);
             self.found(Problem::new(Kind::DinodeBlocks, at, "di_blocks", di.blocks.get(), expected).of(at));
         }
+        self.directories.is_partial |= dir.partial;
         if dir.dead || dir.partial {
             return;
         }

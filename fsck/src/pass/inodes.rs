@@ -17,7 +17,9 @@ use gfs2_format::ondisk::{
 use gfs2_format::{BlockAddr, Expected};
 
 /// Inodes looked at together.
-const INODES: usize = 1024;
+const INODES: usize = 4096;
+/// Blocks that wait on the stack before inodes have to wait, too.
+const STACK: usize = 1 << 17;
 /// Metadata blocks read together: what each points to goes on the stack.
 const BLOCKS: usize = 256;
 
@@ -100,6 +102,7 @@ impl Check<'_> {
                     })
                     .collect();
                 self.walk_inodes(reader, &batch);
+                self.weigh();
             }
         }
         Ok(())
@@ -122,36 +125,34 @@ impl Check<'_> {
 
     /// Looks at these inodes (ascending) and everything below them but leaves.
     pub(crate) fn walk_inodes(&mut self, reader: &mut Reader<'_>, batch: &[(BlockAddr, FoundBy)]) {
+        let mut waiting = self.walk_some(reader, batch);
+        while !waiting.is_empty() {
+            waiting = self.walk_some(reader, &waiting);
+        }
+    }
+
+    /// The same; answers which inodes have to wait, because so much is below those before them.
+    fn walk_some(
+        &mut self,
+        reader: &mut Reader<'_>,
+        batch: &[(BlockAddr, FoundBy)],
+    ) -> Vec<(BlockAddr, FoundBy)> {
         let addrs: Vec<BlockAddr> = batch.iter().map(|(addr, _)| *addr).collect();
         let mut walk = Walk::default();
+        let mut waiting = Vec::new();
         reader.blocks(&addrs, |index, bytes| {
             let Some((addr, by)) = batch.get(index).copied() else {
                 return;
             };
+            if walk.stack.len() >= STACK {
+                return waiting.push((addr, by));
+            }
             match bytes {
                 Ok(bytes) => self.inode(&mut walk, addr, by, bytes),
                 Err(e) => self.error(Kind::NotADinode, Some(addr), addr, e),
             }
         });
-        while !walk.stack.is_empty() {
-            let keep = walk.stack.len().saturating_sub(BLOCKS);
-            let mut tasks = walk.stack.split_off(keep);
-            tasks.sort_unstable_by_key(|task| task.block);
-            let addrs: Vec<BlockAddr> = tasks.iter().map(|task| task.block).collect();
-            reader.blocks(&addrs, |index, bytes| {
-                let (Some(task), Some(inode)) = (
-                    tasks.get(index),
-                    tasks.get(index).and_then(|t| walk.active.get(t.owner)),
-                ) else {
-                    return;
-                };
-                let inode = inode.addr;
-                match bytes {
-                    Ok(bytes) => self.metadata(&mut walk, *task, inode, bytes),
-                    Err(e) => self.error(Kind::IndirectType, Some(inode), task.block, e),
-                }
-            });
-        }
+        self.walk_down(reader, &mut walk);
         for active in walk.active {
             if active.is_exhash {
                 self.directories.note_blocks(active.addr, active.blocks);
@@ -169,12 +170,43 @@ impl Check<'_> {
                 );
             }
         }
+        waiting
+    }
+
+    /// Looks at what waits on the stack, and at everything below it.
+    fn walk_down(&mut self, reader: &mut Reader<'_>, walk: &mut Walk) {
+        while !walk.stack.is_empty() {
+            let keep = walk.stack.len().saturating_sub(BLOCKS);
+            let mut tasks = walk.stack.split_off(keep);
+            tasks.sort_unstable_by_key(|task| task.block);
+            let addrs: Vec<BlockAddr> = tasks.iter().map(|task| task.block).collect();
+            reader.blocks(&addrs, |index, bytes| {
+                let (Some(task), Some(inode)) = (
+                    tasks.get(index),
+                    tasks.get(index).and_then(|t| walk.active.get(t.owner)),
+                ) else {
+                    return;
+                };
+                let inode = inode.addr;
+                match bytes {
+                    Ok(bytes) => self.metadata(walk, *task, inode, bytes),
+                    Err(e) => {
+                        let kind = match task.what {
+                            What::Indirect(_) => Kind::IndirectType,
+                            What::EaList | What::Ea | What::EaValue => Kind::EaBlock,
+                        };
+                        self.error(kind, Some(inode), task.block, e);
+                    }
+                }
+            });
+        }
     }
 
     fn metadata(&mut self, walk: &mut Walk, task: Task, inode: BlockAddr, bytes: &[u8]) {
         let kind = match task.what {
             What::Indirect(below) => {
                 if let Err(e) = MetaHeader::check(bytes, task.block, MetaType::In) {
+                    self.inodes.spoil(inode);
                     return self.error(Kind::IndirectType, Some(inode), task.block, &e);
                 }
                 return self.follow(
@@ -218,7 +250,9 @@ impl Check<'_> {
         };
         for raw in pointers.filter(|raw| *raw != 0) {
             let claim = self.claim(active.addr, role, raw, at);
-            if claim != Claim::Nowhere {
+            if claim == Claim::Nowhere {
+                self.inodes.spoil(active.addr);
+            } else {
                 active.blocks = active.blocks.saturating_add(1);
             }
             if claim == Claim::First && below > 1 {
@@ -250,6 +284,8 @@ impl Check<'_> {
                 kind: di.file_type(),
                 unlinked,
                 skipped: !followed,
+                empty: di.size.get() == 0 && di.eattr.get() == 0 && di.entries.get() <= 2,
+                bad: false,
             });
             if unlinked {
                 let found = BlockState::Unlinked as u64;

@@ -173,6 +173,7 @@ impl Check<'_> {
 
     fn bad_leaf(&mut self, dir: &mut Directory, at: BlockAddr, error: &gfs2_format::Error) {
         dir.partial = true;
+        self.inodes.spoil(dir.addr);
         self.error(Kind::LeafBlock, Some(dir.addr), at, error);
     }
 

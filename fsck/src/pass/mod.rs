@@ -8,6 +8,7 @@ pub(crate) mod gaps;
 pub(crate) mod inodes;
 pub(crate) mod journals;
 pub(crate) mod leaves;
+pub(crate) mod naming;
 pub(crate) mod rgrps;
 pub(crate) mod system;
 pub(crate) mod tree;

@@ -76,6 +76,7 @@ impl Check<'_> {
             // A group that is not known makes everything look wrong: there is nothing to leave out.
             self.tick(from as u64, layouts.len() as u64)?;
             self.load(reader, batch, &mut totals);
+            self.weigh();
             from = from.saturating_add(count);
         }
         Ok(totals)

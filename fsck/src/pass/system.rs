@@ -3,7 +3,7 @@
 use crate::check::{Check, Step};
 use crate::pass::area::{Area, Record};
 use crate::pass::rgrps::Totals;
-use crate::pass::tree::{list_blocks, pointers};
+use crate::pass::tree::{leaf_pointers, list_blocks};
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
 use gfs2_format::ondisk::{
@@ -94,23 +94,7 @@ fn names(
         add(&bytes, addr, DINODE_SIZE);
         return Ok(names);
     }
-    let slots = 1u64 << dinode.depth.get();
-    let mut leaves: Vec<u64> = if dinode.height.get() == 0 {
-        pointers(&bytes, DINODE_SIZE).take(slots as usize).collect()
-    } else {
-        let count = slots.div_ceil(geometry.jbsize() / 8);
-        let mut blocks: Vec<BlockAddr> = list_blocks(reader, geometry, &dinode, &bytes, count)
-            .into_iter()
-            .flatten()
-            .collect();
-        blocks.sort_unstable();
-        let mut all = Vec::new();
-        reader.blocks(&blocks, |_, bytes| {
-            let header = gfs2_format::ondisk::META_HEADER_SIZE;
-            all.extend(bytes.into_iter().flat_map(|bytes| pointers(bytes, header)));
-        });
-        all
-    };
+    let mut leaves = leaf_pointers(reader, geometry, &dinode, &bytes);
     let mut seen = HashSet::new();
     while let Some(raw) = leaves.pop() {
         if raw == 0 || raw >= geometry.end() || !seen.insert(raw) {

@@ -4,6 +4,7 @@
 //! levels than the height says.
 
 use crate::reader::Reader;
+use gfs2_format::geometry::MAX_DIR_DEPTH;
 use gfs2_format::ondisk::{DINODE_SIZE, Dinode, META_HEADER_SIZE, MetaHeader, MetaType};
 use gfs2_format::{BlockAddr, Geometry};
 
@@ -61,4 +62,30 @@ pub(crate) fn list_blocks(
         level = next;
     }
     level
+}
+
+/// The slots of a hashed directory's table as far as they can be read; zeroes and nonsense among them.
+pub(crate) fn leaf_pointers(
+    reader: &mut Reader<'_>,
+    geometry: &Geometry,
+    dinode: &Dinode,
+    block: &[u8],
+) -> Vec<u64> {
+    let slots = 1u64 << dinode.depth.get().min(MAX_DIR_DEPTH);
+    if dinode.height.get() == 0 {
+        return pointers(block, DINODE_SIZE).take(slots as usize).collect();
+    }
+    let count = slots.div_ceil(geometry.jbsize() / 8);
+    let blocks = list_blocks(reader, geometry, dinode, block, count);
+    let mut blocks: Vec<BlockAddr> = blocks.into_iter().flatten().collect();
+    blocks.sort_unstable();
+    let mut all = Vec::new();
+    reader.blocks(&blocks, |_, bytes| {
+        all.extend(
+            bytes
+                .into_iter()
+                .flat_map(|bytes| pointers(bytes, META_HEADER_SIZE)),
+        );
+    });
+    all
 }

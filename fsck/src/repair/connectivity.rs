@@ -26,20 +26,23 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
             Ok(Verdict::Done)
         }
         (Kind::Orphan, _) => orphan(edit, at),
+        (Kind::EmptyOrphan | Kind::EmptyDirectory | Kind::BadOrphan, _) => {
+            delete(edit, at)?;
+            Ok(Verdict::Done)
+        }
         (Kind::Unreachable, _) => unreachable(edit, at),
         _ => Ok(Verdict::Unable("it is no damage of the tree of directories")),
     }
 }
 
-/// An inode without an entry: into lost+found, unless there is nothing in it.
+/// An inode without an entry: into lost+found.
 fn orphan(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
     let di = edit.get::<Dinode>(at, 0)?;
-    let empty = di.size.get() == 0 && di.eattr.get() == 0 && di.file_type() == Some(FileType::Regular);
     let Some(kind) = di.file_type() else {
         return Ok(Verdict::Unable("its type is not known"));
     };
     // A file of the system tree has no place anywhere else: it has been replaced by another one.
-    if empty || di.flags().contains(DinodeFlags::SYSTEM) {
+    if di.flags().contains(DinodeFlags::SYSTEM) {
         delete(edit, at)?;
         return Ok(Verdict::Done);
     }

@@ -30,6 +30,9 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
             let formal = edit.ledger_formal(next_formal(edit).saturating_sub(1));
             edit.change::<Dinode>(at, 0, |di| di.num.formal_ino = formal.get().into())?;
         }
+        (Kind::DinodeMode, _) if !edit.get::<Dinode>(at, 0)?.flags().contains(DinodeFlags::SYSTEM) => {
+            delete(edit, at)?;
+        }
         (Kind::DinodeMode, _) => return mode(edit, at),
         (Kind::DinodeHeight, _) if problem.field == "di_depth" => depth(edit, at)?,
         (Kind::DinodeHeight, _) => return height(edit, at),
@@ -64,7 +67,7 @@ pub(super) fn delete(edit: &mut Editor<'_>, at: BlockAddr) -> Result<(), Error> 
     edit.set_state(Extent::single(at), BlockState::Free)
 }
 
-/// A mode without a type: a directory shows what it is, anything else is a file.
+/// A system file's mode without a type: a directory shows what it is, anything else is a file.
 fn mode(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
     let di = edit.get::<Dinode>(at, 0)?;
     let bytes = edit.read(at)?;

@@ -44,7 +44,7 @@ const HELD_MAX: usize = 1 << 16;
 /// So often a finding that comes back is repaired.
 const ATTEMPTS: u32 = 5;
 /// Findings whose fate is remembered.
-const REMEMBERED: usize = 1 << 20;
+const REMEMBERED: usize = 1 << 18;
 
 /// The order of repairs: what comes later is only believed when everything before it is in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -149,6 +149,10 @@ pub(crate) const fn plan(kind: Kind) -> Option<(Phase, &'static str)> {
         LeafCount => (Phase::Directories, "Update leaf entry count?"),
         DuplicateName => (Phase::Directories, "Clear the directory entry?"),
 
+        // In the same round as the pointers of the inode: behind that nobody would know.
+        BadOrphan => (Phase::Inodes, "Delete unlinked inode with bad blocks?"),
+        EmptyDirectory => (Phase::Connectivity, "Remove zero-size unlinked directory?"),
+        EmptyOrphan => (Phase::Connectivity, "Clear zero-size unlinked inode?"),
         Unreachable => (Phase::Connectivity, "Add unlinked directory to lost+found?"),
         DotdotTarget => (Phase::Connectivity, "Fix the '..' entry?"),
         Orphan => (Phase::Connectivity, "Add unlinked inode to lost+found?"),
@@ -197,7 +201,9 @@ fn dispatch(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         | LeafPlace | LeafDepth | LeafBlock | LeafNext | LeafFormat | LeafCount | DuplicateName => {
             directories::repair(edit, problem)
         }
-        Unreachable | DotdotTarget | Orphan | LinkCount => connectivity::repair(edit, problem),
+        Unreachable | DotdotTarget | Orphan | LinkCount | EmptyDirectory | BadOrphan | EmptyOrphan => {
+            connectivity::repair(edit, problem)
+        }
         JournalDirty | DuplicateMany | LocalStatfs | RgrpFlags | TruncateInProgress | Unreadable => {
             Ok(Verdict::Unable("it is not repaired by itself"))
         }

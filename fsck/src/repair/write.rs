@@ -95,6 +95,11 @@ impl<'a> Changes<'a> {
         self.overlay.changed_ranges()
     }
 
+    /// Bytes that are changed.
+    pub(crate) fn size(&self) -> u64 {
+        self.overlay.changed_bytes()
+    }
+
     /// Most of the memory is in use: what is there should be written before more is added.
     pub(crate) fn is_filling(&self) -> bool {
         self.overlay.changed_bytes() >= self.limit / 2

@@ -28,8 +28,22 @@ pub fn remove<E: BlockEdit + ?Sized>(
     name: &[u8],
     now: Timestamp,
 ) -> Result<Found> {
-    let dir = Dir::open(edit, dir)?;
-    let hit = find(edit, &dir, name)?.ok_or(Error::NotFound)?;
+    let opened = Dir::open(edit, dir)?;
+    let hit = find(edit, &opened, name)?.ok_or(Error::NotFound)?;
+    remove_at(edit, dir, &hit, now)?;
+    Ok(hit.found)
+}
+
+/// Removes an entry that was just found ([`super::probe`]). The directory must not have changed since.
+///
+/// # Errors
+/// As [`remove`], except [`crate::Error::NotFound`].
+pub fn remove_at<E: BlockEdit + ?Sized>(
+    edit: &mut E,
+    dir: BlockAddr,
+    hit: &Hit,
+    now: Timestamp,
+) -> Result<()> {
     let at = hit.found.at;
     let bytes = edit.edit(at.block)?;
     area::delete(bytes, at.offset as usize, hit.before, at.block)?;
@@ -42,16 +56,17 @@ pub fn remove<E: BlockEdit + ?Sized>(
         leaf.entries = left.into();
         leaf.set_time(now);
     }
-    let left = dir.di.entries.get().checked_sub(1).ok_or_else(|| {
-        let expected = Expected::Range(1, u64::from(u32::MAX));
-        Error::corrupt(dir.addr, "dinode", "di_entries", 0, expected)
-    })?;
-    edit_dinode(edit, dir.addr, |di| {
-        di.entries = left.into();
+    let mut left = None;
+    edit_dinode(edit, dir, |di| {
+        left = di.entries.get().checked_sub(1);
+        di.entries = left.unwrap_or(0).into();
         di.set_mtime(now);
         di.set_ctime(now);
     })?;
-    Ok(hit.found)
+    left.map(|_| ()).ok_or_else(|| {
+        let expected = Expected::Range(1, u64::from(u32::MAX));
+        Error::corrupt(dir, "dinode", "di_entries", 0, expected)
+    })
 }
 
 /// Makes the entry of that name say another inode and type (rename over a target, exchange, ".."); tells what it

@@ -18,6 +18,14 @@ pub struct InsertCost {
     pub touched: u32,
 }
 
+impl InsertCost {
+    /// Of an entry for which there is room.
+    pub(super) const FITS: Self = Self {
+        blocks: 0,
+        touched: 2,
+    };
+}
+
 /// The state of the one leaf an insert goes to, and of the table.
 struct Play {
     /// Hash and record size of each entry.
@@ -43,10 +51,7 @@ pub fn needs_blocks<R: BlockRead + ?Sized>(reader: &R, dir: BlockAddr, name: &[u
         linear(reader, &dir, need)?
     };
     Ok(match start {
-        Start::Fits => InsertCost {
-            blocks: 0,
-            touched: 2,
-        },
+        Start::Fits => InsertCost::FITS,
         Start::Chains => InsertCost {
             blocks: 1,
             touched: 3,

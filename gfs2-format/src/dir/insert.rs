@@ -43,11 +43,8 @@ pub fn insert<E: BlockEdit + ?Sized>(
 ) -> Result<()> {
     check_name(entry.name)?;
     let opened = Dir::open(edit, dir)?;
-    let entries = opened.di.entries.get().checked_add(1).ok_or(Error::TooLarge {
-        what: "entries of a directory",
-        found: 1 << 32,
-        limit: u64::from(u32::MAX),
-    })?;
+    let entries = opened.di.entries.get().checked_add(1);
+    let entries = entries.ok_or(Error::TOO_MANY_ENTRIES)?;
     if find(edit, &opened, entry.name)?.is_some() {
         return Err(Error::Exists);
     }
@@ -132,7 +129,7 @@ fn insert_hashed<E: BlockEdit + ?Sized>(
     Ok(false)
 }
 
-fn place_in_leaf(
+pub(super) fn place_in_leaf(
     bytes: &mut [u8],
     at: BlockAddr,
     offset: usize,

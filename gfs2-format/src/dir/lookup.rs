@@ -5,6 +5,7 @@ use super::table::{Chain, Dir, LeafBlock};
 use crate::addr::{BlockAddr, InodeNum};
 use crate::edit::BlockRead;
 use crate::error::{Error, Result};
+use crate::geometry::Geometry;
 use crate::ondisk::{DINODE_SIZE, FileType, LEAF_SIZE, MAX_NAME, name_hash};
 
 /// Where a dirent stands.
@@ -27,9 +28,9 @@ pub struct Found {
     pub at: Location,
 }
 
-/// An entry found, with what a change of it needs.
+/// An entry found, with what a change of it needs. Good for as long as the directory stays as it was.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hit {
+pub struct Hit {
     pub(super) found: Found,
     /// Offset of the record before it in its area.
     pub(super) before: Option<usize>,
@@ -37,7 +38,20 @@ pub(super) struct Hit {
 }
 
 impl Hit {
-    fn new(record: &Record<'_>, block: BlockAddr, linear: bool) -> Result<Self> {
+    /// The entry.
+    #[must_use]
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// An entry that is used must point at a block of the volume.
+    pub(super) fn check_target(&self, geometry: &Geometry) -> Result<()> {
+        let Found { num, at, .. } = self.found;
+        geometry.check_address(num.addr.get(), at.block, "dirent", "no_addr")?;
+        Ok(())
+    }
+
+    pub(super) fn new(record: &Record<'_>, block: BlockAddr, linear: bool) -> Result<Self> {
         Ok(Self {
             found: Found {
                 num: record.num(),
@@ -89,14 +103,11 @@ pub fn check_name(name: &[u8]) -> Result<()> {
 /// off the volume.
 pub fn lookup<R: BlockRead + ?Sized>(reader: &R, dir: BlockAddr, name: &[u8]) -> Result<Option<Found>> {
     let dir = Dir::open(reader, dir)?;
-    let Some(Hit { found, .. }) = find(reader, &dir, name)? else {
+    let Some(hit) = find(reader, &dir, name)? else {
         return Ok(None);
     };
-    let target = found.num.addr.get();
-    reader
-        .geometry()
-        .check_address(target, found.at.block, "dirent", "no_addr")?;
-    Ok(Some(found))
+    hit.check_target(reader.geometry())?;
+    Ok(Some(hit.found))
 }
 
 pub(super) fn find<R: BlockRead + ?Sized>(reader: &R, dir: &Dir, name: &[u8]) -> Result<Option<Hit>> {

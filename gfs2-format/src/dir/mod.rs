@@ -11,14 +11,16 @@ mod cost;
 mod dealloc;
 mod insert;
 mod lookup;
+mod probe;
 mod readdir;
 mod table;
 
-pub use change::{init_dir, is_empty, remove, replace};
+pub use change::{init_dir, is_empty, remove, remove_at, replace};
 pub use cost::{InsertCost, needs_blocks};
 pub use dealloc::LeafCursor;
 pub use insert::{NewEntry, insert};
-pub use lookup::{Found, Location, check_name, lookup};
+pub use lookup::{Found, Hit, Location, check_name, lookup};
+pub use probe::{Probe, Room, insert_at, probe};
 pub use readdir::{Cookie, Entry, read_from};
 
 pub(crate) use table::{Chain, Dir};

@@ -37,6 +37,8 @@ pub(crate) use write_back::Batch;
 pub const DIRTY_BYTES: usize = 64 << 20;
 /// Age at which dirty data is written in the background.
 pub const DIRTY_AGE: Duration = Duration::from_secs(30);
+/// What a dirty block takes beside its contents.
+const DIRTY_OVERHEAD: usize = 96;
 /// Inodes whose write-back errors are remembered after somebody has been told.
 const FAILURES_KEPT: usize = 4096;
 
@@ -143,6 +145,14 @@ impl DataCache {
     pub fn set_limit(&self, bytes: usize) {
         let blocks = (bytes / self.geometry.block_len()).max(1);
         self.limit_blocks.store(blocks, Ordering::Relaxed);
+        self.spare.set_limit(bytes / 4);
+    }
+
+    /// Bytes of dirty data, and of memory kept for more of it.
+    #[must_use]
+    pub fn usage(&self) -> usize {
+        let dirty = self.dirty.load(Ordering::Relaxed);
+        dirty * (self.geometry.block_len() + DIRTY_OVERHEAD) + self.spare.bytes()
     }
 
     /// Figures.

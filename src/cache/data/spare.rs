@@ -2,18 +2,40 @@
 
 use super::super::buffers::lock;
 use gfs2_format::Block;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Bytes kept, at most.
+/// Bytes kept, at most, unless set otherwise.
 const KEPT_BYTES: usize = 16 << 20;
 
 /// Blocks whose contents nobody wants.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Spare {
     blocks: Mutex<Vec<Block>>,
+    limit: AtomicUsize,
+}
+
+impl Default for Spare {
+    fn default() -> Self {
+        Self {
+            blocks: Mutex::default(),
+            limit: AtomicUsize::new(KEPT_BYTES),
+        }
+    }
 }
 
 impl Spare {
+    /// Sets how many bytes are kept.
+    pub(super) fn set_limit(&self, bytes: usize) {
+        self.limit.store(bytes.min(KEPT_BYTES), Ordering::Relaxed);
+    }
+
+    /// Bytes kept now.
+    pub(super) fn bytes(&self) -> usize {
+        let blocks = lock(&self.blocks);
+        blocks.len() * blocks.first().map_or(0, |block| block.len())
+    }
+
     /// A block with these contents.
     pub(super) fn filled(&self, bytes: &[u8]) -> Block {
         let spare = lock(&self.blocks).pop();
@@ -30,7 +52,7 @@ impl Spare {
     pub(super) fn keep(&self, blocks: impl Iterator<Item = Block>) {
         let mut kept = lock(&self.blocks);
         for block in blocks {
-            let room = KEPT_BYTES / block.len().max(1);
+            let room = self.limit.load(Ordering::Relaxed) / block.len().max(1);
             let mut bytes = block.into_inner();
             if kept.len() < room && Arc::get_mut(&mut bytes).is_some() {
                 kept.push(Block::new(bytes));

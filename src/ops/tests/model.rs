@@ -7,7 +7,7 @@ use super::rig::{ROOT_USER, Rig, check, mount_with, volume_with};
 use crate::error::{Errno, FsResult};
 use crate::glock::{GlockName, State};
 use crate::ops::types::{RenameMode, SeekWhat, SetAttr, XattrMode};
-use crate::ops::{FsOptions, Handle, OpenFlags};
+use crate::ops::{Fs, FsOptions, Handle, OpenFlags, Relief};
 use dlm_client::LocalDlm;
 use fastrand::Rng;
 use gfs2_format::BlockAddr;
@@ -15,6 +15,8 @@ use gfs2_format::device::{BlockDevice, MemDevice};
 use gfs2_format::ondisk::FileType;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 type Id = usize;
 
@@ -43,6 +45,8 @@ struct World {
     last: Id,
     open: Vec<(usize, Handle, Id)>,
     rng: Rng,
+    /// Memory is short all the time.
+    tight: bool,
 }
 
 fn errno<T>(result: FsResult<T>) -> Result<T, Errno> {
@@ -61,6 +65,7 @@ impl World {
             last: ROOT,
             open: Vec::new(),
             rng: Rng::with_seed(seed),
+            tight: false,
         };
         world.mount(rigs);
         let root = Node {
@@ -679,9 +684,19 @@ impl World {
 
     fn run(mut self, steps: u32, remounts: u32) {
         for _ in 0..remounts {
-            for _ in 0..steps {
-                self.step();
-            }
+            let stop = AtomicBool::new(false);
+            let nodes: Vec<_> = self.rigs.iter().map(|rig| Arc::clone(&rig.fs)).collect();
+            thread::scope(|scope| {
+                if self.tight {
+                    let (stop, nodes) = (&stop, &nodes);
+                    scope.spawn(move || squeeze(nodes, stop));
+                }
+                let _stop = StopAtEnd(&stop);
+                for _ in 0..steps {
+                    self.step();
+                }
+            });
+            drop(nodes);
             self.compare_all();
             self.remount();
         }
@@ -689,6 +704,25 @@ impl World {
             rig.unmount();
         }
         check(&self.device);
+    }
+}
+
+/// Ends what waits for it also when the test fails.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Cuts the caches of the nodes to nothing, again and again.
+fn squeeze(nodes: &[Arc<Fs>], stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        for fs in nodes {
+            fs.relieve(&mut Relief::new(0), &|_| true);
+        }
+        thread::yield_now();
     }
 }
 
@@ -731,6 +765,18 @@ fn journaled_data_agrees_with_a_tree_in_memory() {
     for (seed, bsize) in seeds(&[(11, 4096), (12, 1024)]) {
         eprintln!("seed {seed}, block size {bsize}");
         World::new(seed, bsize, 1, true).run(500, 2);
+    }
+}
+
+#[test]
+fn nodes_without_memory_agree_with_a_tree() {
+    for (seed, bsize) in seeds(&[(31, 4096), (32, 1024)]) {
+        eprintln!("seed {seed}, block size {bsize}");
+        for rigs in [1, 2] {
+            let mut world = World::new(seed, bsize, rigs, false);
+            world.tight = true;
+            world.run(500, 2);
+        }
     }
 }
 

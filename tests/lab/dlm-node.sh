@@ -1,0 +1,63 @@
+#!/bin/bash
+# Make this guest one node of a two-node cluster, with a driver of its lock manager on port 7000.
+#
+#   usage: dlm-node.sh kernel|wire [LINE OF DLM.CONF]...
+#
+# "kernel" is the stock way: dlm.ko and dlm_controld.  "wire" has neither: the driver itself is the daemon and the lock
+# manager.  Both run the stock corosync.  TOKEN (ms) is its time to notice a death.
+kind=$1
+shift
+cat >/etc/corosync/corosync.conf <<E
+totem {
+  version: 2
+  cluster_name: lab
+  transport: knet
+  token: ${TOKEN:-5000}
+  crypto_cipher: none
+  crypto_hash: none
+}
+logging {
+  to_logfile: yes
+  logfile: /var/log/cluster/corosync.log
+  to_syslog: no
+}
+quorum {
+  provider: corosync_votequorum
+  two_node: 1
+}
+nodelist {
+  node {
+    nodeid: 1
+    name: n1
+    ring0_addr: 10.77.0.1
+  }
+  node {
+    nodeid: 2
+    name: n2
+    ring0_addr: 10.77.0.2
+  }
+}
+E
+{
+  echo log_debug=1
+  echo post_join_delay=1
+  for line; do echo "$line"; done
+} >/etc/dlm/dlm.conf
+cp /host/dlmdrive /host/fence-host.sh /root/
+corosync || exit 1
+until corosync-quorumtool -s 2>/dev/null | grep -q 'Quorate: *Yes'; do sleep 0.2; done
+if [ "$kind" = kernel ]; then
+  modprobe -a configfs dlm || exit 1
+  mount -t configfs configfs /sys/kernel/config
+  dlm_controld || exit 1
+  until dlm_tool status >/dev/null 2>&1; do sleep 0.1; done
+  setsid /root/dlmdrive kernel 0.0.0.0:7000 >/host/drive.log 2>&1 &
+else
+  [ ! -e /sys/kernel/config/dlm ] || exit 1
+  RUST_LOG=${LOG:-info} setsid /root/dlmdrive wire 0.0.0.0:7000 /etc/dlm/dlm.conf >/host/drive.log 2>&1 &
+fi
+echo $! >/run/drive.pid
+until /root/dlmdrive ask 127.0.0.1:7000 events >/dev/null 2>&1; do
+  kill -0 "$(cat /run/drive.pid)" || { cat /host/drive.log; exit 1; }
+  sleep 0.1
+done
