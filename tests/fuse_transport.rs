@@ -10,9 +10,10 @@ use fuse_gfs2::fuse::{MountedFuse, ServeOptions, Transport, mount, serve};
 use fuse_gfs2::glock::{GlockGuard, GlockName, HolderFlags, State};
 use fuse_gfs2::mount::options::MountOptions;
 use fuse_gfs2::mount::start::{Plan, Started, start};
-use gfs2_format::Jid;
+use fuse_gfs2::ops::OpenFlags;
 use gfs2_format::device::MemDevice;
 use gfs2_format::volume::Volume;
+use gfs2_format::{BlockAddr, Jid};
 use rustix::mount::MountFlags;
 use rustix::thread::{Gid, Uid};
 use std::collections::BTreeMap;
@@ -53,6 +54,8 @@ over_both!(
     a_program_that_runs_is_not_changed,
     no_time_is_too_early_or_too_late,
     a_cached_write_is_seen_appended_truncated_and_kept,
+    pages_written_back_leave_the_times_to_the_kernel_that_keeps_them,
+    a_cached_write_that_finds_no_room_is_told_at_fsync,
     the_end_of_a_connection_ends_what_waits,
     a_lazy_unmount_ends_when_the_last_file_is_closed,
     a_daemon_that_is_killed_leaves_errors_and_a_mount_that_can_be_made_again,
@@ -544,18 +547,16 @@ fn a_cached_write_is_seen_appended_truncated_and_kept(transport: Transport) {
     expected[1001..1004].copy_from_slice(b"xyz");
     expected.truncate(2001);
     expected.extend_from_slice(b"end");
-    let (size, written) = (
-        fs::metadata(&path).unwrap().len(),
-        fs::metadata(&path).unwrap().modified().unwrap(),
-    );
-    // The kernel sends its times only when they differ from what it has sent: a page written back within the step of
-    // its clock in which it last did may have the daemon's time, which is not older than a step.
     let times = |meta: fs::Metadata| {
-        let modified = meta.modified().unwrap();
-        let apart = modified.duration_since(written).unwrap_or_else(|e| e.duration());
-        (meta.len(), apart < Duration::from_secs(1))
+        (
+            meta.len(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec(),
+        )
     };
-    let before = (size, true);
+    let before = times(fs::metadata(&path).unwrap());
     drop((file, other));
     rig.unmount_and_check(transport, &expected, before, times);
 }
@@ -631,6 +632,73 @@ fn a_daemon_that_is_killed_leaves_errors_and_a_mount_that_can_be_made_again(tran
     let mount = ours::Mount::new(&image, options);
     assert_eq!(fs::read(mount.join("f")).unwrap(), b"kept");
     mount.unmount();
+}
+
+/// A time that a program has set stays: pages written back after it leave it alone where the kernel keeps the times.
+fn pages_written_back_leave_the_times_to_the_kernel_that_keeps_them(transport: Transport) {
+    let rig = Rig::new(transport, true, false);
+    let path = rig.join("f");
+    let mut file = fs::File::create(&path).unwrap();
+    file.write_all(&[1; 100_000]).unwrap();
+    let set = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    file.set_modified(set).unwrap();
+    file.sync_all().unwrap();
+    let inode = BlockAddr::new(fs::metadata(&path).unwrap().ino());
+    let fs = &rig.started().fs;
+    let seen = fs.getattr(inode).unwrap();
+    assert_eq!((seen.size, seen.mtime.sec), (100_000, 1_000_000_000));
+    // As the kernel sends them: over what is there, and behind it.
+    let handle = fs.open(inode, OpenFlags::WRITE).unwrap();
+    assert_eq!(fs.write_back(handle, 4096, &[1; 4096], false).unwrap(), 4096);
+    assert_eq!(fs.write_back(handle, 98_304, &[1; 4096], false).unwrap(), 4096);
+    let after = fs.getattr(inode).unwrap();
+    assert_eq!(
+        (after.size, after.mtime, after.ctime),
+        (102_400, seen.mtime, seen.ctime)
+    );
+    // Without its cache they are stores into a mapping, of whose time nobody else knows.
+    assert_eq!(fs.write_back(handle, 0, &[1; 4096], true).unwrap(), 4096);
+    assert!(fs.getattr(inode).unwrap().mtime.sec > 1_000_000_000);
+    fs.release(handle);
+    drop(file);
+    rig.unmount();
+}
+
+/// What the kernel has taken from a program and finds no room for is told at the next fsync, and at close.
+fn a_cached_write_that_finds_no_room_is_told_at_fsync(transport: Transport) {
+    let rig = Rig::new(transport, true, false);
+    let path = rig.join("f");
+    drop(fs::File::create(&path).unwrap());
+    let filler = fs::File::create(rig.join("filler")).unwrap();
+    let block = vec![3; 1 << 20];
+    for at in 0.. {
+        if std::os::unix::fs::FileExt::write_all_at(&filler, &block, at << 20).is_err()
+            || filler.sync_all().is_err()
+        {
+            break;
+        }
+        assert!(at < 256, "a volume of 256 MiB takes {at} MiB");
+    }
+    drop(filler);
+    let free = rig.started().fs.statfs().unwrap().free;
+    assert!(free < 256, "{free} blocks are left");
+    let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all(&vec![4; 3 << 20]).unwrap();
+    let told = file.sync_all().unwrap_err();
+    assert_eq!(told.raw_os_error(), Some(libc::ENOSPC), "fsync");
+    drop(file);
+    // A dropped file does not say what close(2) answers; this program does.
+    let dd = Command::new("dd")
+        .args(["if=/dev/zero", "bs=1M", "count=3", "status=none"])
+        .arg(format!("of={}", path.display()))
+        .output()
+        .expect("dd");
+    let said = String::from_utf8_lossy(&dd.stderr);
+    assert!(
+        !dd.status.success() && said.contains("No space left"),
+        "close: {said}"
+    );
+    rig.unmount();
 }
 
 impl Rig {

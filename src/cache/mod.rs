@@ -12,7 +12,7 @@ mod shard;
 
 pub(crate) use buffers::lock;
 pub use buffers::{BufferCache, CacheStats};
-pub(crate) use data::Batch;
+pub(crate) use data::{Batch, RUN_BYTES};
 pub use data::{DIRTY_AGE, DIRTY_BYTES, DataCache, DataFlusher, DataStats};
 pub(crate) use hash::{QuickMap, QuickSet};
 pub use proof::LockProof;

@@ -269,13 +269,17 @@ impl Front {
     fn write(&self, reply: Reply<'_>, caller: &Caller, args: abi::WriteIn, data: &[u8]) {
         // A page written back carries its own offset, and a kernel that caches writes knows the true end of the file
         // before we do; otherwise O_APPEND is ours to obey.
-        let cached = args.write_flags & abi::WRITE_CACHE != 0 || self.options.writeback_cache;
-        let append = args.flags & libc::O_APPEND.cast_unsigned() != 0 && !cached;
+        let caches = self.options.writeback_cache;
+        let append = args.flags & libc::O_APPEND.cast_unsigned() != 0 && !caches;
         let kill = args.write_flags & abi::WRITE_KILL_SUIDGID != 0;
-        match self
-            .fs
-            .write(caller, Handle(args.fh), args.offset, data, append, kill)
-        {
+        let written = if args.write_flags & abi::WRITE_CACHE != 0 {
+            // A kernel that caches writes keeps the times as well: it sends them with SETATTR.
+            self.fs.write_back(Handle(args.fh), args.offset, data, !caches)
+        } else {
+            self.fs
+                .write(caller, Handle(args.fh), args.offset, data, append, kill)
+        };
+        match written {
             Ok(written) => reply.fixed(&abi::WriteOut {
                 size: u32::try_from(written).unwrap_or(u32::MAX),
                 padding: 0,

@@ -24,6 +24,7 @@ pub use order::LockClass;
 pub use state::{HolderFlags, State};
 pub use table::{ClearReport, GlockStats, GlockTable, RAW_TOKENS, TableOptions};
 pub use wait::Interrupt;
+pub(crate) use wait::Waiter;
 
 #[cfg(test)]
 mod tests;

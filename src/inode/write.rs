@@ -1,15 +1,16 @@
 //! File data on its way in: stuffed, in place, into fresh blocks, through the log.
 //!
-//! Data that is not journaled goes to the write-behind cache; long runs of whole blocks go past it, straight from the
-//! caller's memory to the device.
+//! Data that is not journaled goes to the write-behind cache; long runs of whole blocks go past it: those of `O_DIRECT`
+//! straight from the caller's memory, others on their own while the writer goes on.
 //!
 //! Invariants: data that is not journaled reaches the device before the transaction is durable that makes it reachable
-//! (the cache's part is ordered by the log, the straight part is written before the commit), and fresh blocks are
-//! written whole; an overwrite of allocated blocks needs no transaction but for size and times; bytes between the old
+//! (it is ordered by the log, or written before the commit), and fresh blocks are written whole; nothing is on its way to
+//! a fresh block any more when the transaction that allocated it is given up; an overwrite of allocated blocks needs no transaction but for size and times; bytes between the old
 //! end of the file and what is written behind it become zero.
 
 use super::engine::{Locked, Work, dinode_of};
 use super::read::map;
+use crate::cache::RUN_BYTES;
 use crate::error::{FsError, FsResult};
 use crate::rgrp::Want;
 use crate::txn::{Reservation, Transaction};
@@ -23,18 +24,22 @@ use gfs2_format::{Block, BlockAddr, BlockEdit, Extent, FileBlock};
 const ALLOC_MAX: u64 = 2048;
 /// Journaled blocks written in one transaction, at most.
 const LOGGED_MAX: u64 = 128;
-/// Bytes that follow each other in file and on the device, from which on writing them straight is worth waiting for.
-const STRAIGHT_MIN: usize = 4 << 20;
+/// Bytes that follow each other in file and on the device, from which on they go past the cache ...
+const STRAIGHT_MIN: usize = 128 << 10;
+/// ... if the write ends behind this byte of the file: what is short may be gone before anybody wants it written.
+const STREAM_FROM: u64 = 1 << 20;
 
 /// What a write does beside moving bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WriteOptions {
-    /// Time of the change.
-    pub(crate) now: Timestamp,
+    /// Time of the change; `None`: the kernel keeps the file's times, and tells them.
+    pub(crate) now: Option<Timestamp>,
     /// Clear the set-id bits.
     pub(crate) kill_suidgid: bool,
     /// Whole blocks are to be on the device when the write returns (`O_DIRECT`).
     pub(crate) direct: bool,
+    /// Fewer bytes than all are an error: nobody would write the others again.
+    pub(crate) whole: bool,
 }
 
 /// Blocks for the write-behind cache.
@@ -68,7 +73,7 @@ pub(crate) fn killed(mode: u32) -> u32 {
 }
 
 /// Writes all of `data` at `offset`, in as many transactions as it takes; gives the bytes written, fewer than all only
-/// when an error came after some.
+/// when an error came after some and that is of use.
 pub(crate) fn write(
     locked: &mut Locked<'_>,
     offset: u64,
@@ -89,7 +94,7 @@ pub(crate) fn write(
                 )));
             }
             Ok(n) => done += n,
-            Err(_) if done > 0 => return Ok(done),
+            Err(_) if done > 0 && !options.whole => return Ok(done),
             Err(error) => return Err(error),
         }
     }
@@ -133,8 +138,10 @@ fn covered(at: u64, len: usize, end_block: u64, bsize: u64) -> usize {
 /// Size, times and mode after bytes up to `end` were written.
 fn stamp(dinode: &mut Dinode, end: u64, options: WriteOptions) {
     dinode.size = dinode.size.get().max(end).into();
-    dinode.set_mtime(options.now);
-    dinode.set_ctime(options.now);
+    if let Some(now) = options.now {
+        dinode.set_mtime(now);
+        dinode.set_ctime(now);
+    }
     if options.kill_suidgid {
         dinode.mode = killed(dinode.mode.get()).into();
     }
@@ -181,11 +188,12 @@ fn overwrite(
         let Mapping::Data(extent) = map(locked, first + have, count - have)? else {
             break;
         };
-        runs.push(Run {
+        let run = Run {
             lblock: first + have,
             extent,
             fresh: false,
-        });
+        };
+        add_run(&mut runs, run);
         have += u64::from(extent.len);
     }
     let n = covered(at, data.len(), first + have, bsize);
@@ -194,7 +202,8 @@ fn overwrite(
     let grows = end > dinode.size.get();
     let mode = dinode.mode.get();
     let kills = options.kill_suidgid && killed(mode) != mode;
-    if grows || kills || dinode.mtime() != options.now || dinode.ctime() != options.now {
+    let is_stamped = |now| dinode.mtime() == now && dinode.ctime() == now;
+    if grows || kills || !options.now.is_none_or(is_stamped) {
         let mut work = locked.engine.begin(Reservation::blocks(1), None)?;
         stage(locked, &mut work, staged)?;
         if grows {
@@ -260,18 +269,62 @@ fn fill(
     let journaled = if logged { cost.data } else { 0 };
     let reservation = Reservation::blocks(cost.touched + journaled + hold.alloc_cost(cost.blocks()));
     let mut work = engine.begin(reservation, Some(hold))?;
-    let runs = allocate(locked, &mut work, first, blocks)?;
-    if logged {
-        put_logged(locked, &mut work, &runs, at, &data[..n])?;
-    } else {
-        let staged = put(locked, Some(&work.txn), &runs, at, &data[..n], options.direct)?;
-        stage(locked, &mut work, staged)?;
+    let filled = fill_in(
+        locked,
+        &mut work,
+        (first, blocks),
+        at,
+        &data[..n],
+        logged,
+        options,
+    );
+    if let Err(error) = filled {
+        // The blocks are about to be anybody's.
+        engine.cache.data().land_owners(&[locked.guard().glock().name()]);
+        return Err(error);
     }
-    work.change(locked.guard(), locked.addr(), |dinode| {
-        stamp(dinode, at + n as u64, options)
-    })?;
     commit(locked, work, false)?;
     Ok(n)
+}
+
+/// Allocates blocks (the first, and how many) and puts bytes into them.
+fn fill_in(
+    locked: &Locked<'_>,
+    work: &mut Work,
+    (first, blocks): (u64, u64),
+    at: u64,
+    data: &[u8],
+    logged: bool,
+    options: WriteOptions,
+) -> FsResult<()> {
+    let runs = allocate(locked, work, first, blocks)?;
+    if logged {
+        put_logged(locked, work, &runs, at, data)?;
+    } else {
+        let staged = put(locked, Some(&work.txn), &runs, at, data, options.direct)?;
+        stage(locked, work, staged)?;
+        work.txn.order_data(locked.guard());
+    }
+    work.change(locked.guard(), locked.addr(), |dinode| {
+        stamp(dinode, at + data.len() as u64, options)
+    })
+}
+
+/// Adds a run; neighbours in file and on the device become one, whatever pieces they were found in.
+fn add_run(runs: &mut Vec<Run>, run: Run) {
+    if let Some(last) = runs.last_mut() {
+        let len = u64::from(last.extent.len);
+        let follows =
+            last.lblock + len == run.lblock && last.extent.start.checked_add(len) == Some(run.extent.start);
+        if follows
+            && last.fresh == run.fresh
+            && let Some(sum) = last.extent.len.checked_add(run.extent.len)
+        {
+            last.extent.len = sum;
+            return;
+        }
+    }
+    runs.push(run);
 }
 
 fn allocate(locked: &Locked<'_>, work: &mut Work, first: u64, blocks: u64) -> FsResult<Vec<Run>> {
@@ -282,18 +335,19 @@ fn allocate(locked: &Locked<'_>, work: &mut Work, first: u64, blocks: u64) -> Fs
         let lblock = first + have;
         let mut edit = work.edit(locked.guard());
         let got = tree::map_or_alloc(&mut edit, locked.addr(), FileBlock::new(lblock), want)?;
-        runs.push(Run {
+        let run = Run {
             lblock,
             extent: got.extent,
             fresh: got.new,
-        });
+        };
+        add_run(&mut runs, run);
         have += u64::from(got.extent.len.max(1));
     }
     Ok(runs)
 }
 
-/// Puts bytes into blocks: long runs of whole blocks straight to the device, the others (completed first, where they are
-/// written in part) into the answer.
+/// Puts bytes into blocks: long runs of whole blocks on their way to the device, the others (completed first, where they
+/// are written in part) into the answer.
 fn put(
     locked: &Locked<'_>,
     txn: Option<&Transaction>,
@@ -303,8 +357,10 @@ fn put(
     direct: bool,
 ) -> FsResult<Staged> {
     let bsize = u64::from(locked.engine.geometry().bsize());
+    let (cache, owner) = (locked.engine.cache.data(), locked.guard().glock().name());
     let end = at + data.len() as u64;
-    let mut staged = Vec::with_capacity(data.len() / bsize as usize + 2);
+    let streams = !direct && end > STREAM_FROM;
+    let mut staged = Vec::new();
     let mut straight: Vec<(BlockAddr, usize, usize)> = Vec::new();
     for run in runs {
         let run_start = run.lblock * bsize;
@@ -316,6 +372,7 @@ fn put(
             let next = (from / bsize + 1) * bsize;
             if from % bsize != 0 || next > upto {
                 let stop = next.min(upto);
+                cache.land(owner, Extent { start: addr, len: 1 });
                 let mut block = edge(locked, txn, run, addr, from - from % bsize)?;
                 let (skip, len) = ((from % bsize) as usize, (stop - from) as usize);
                 block.make_mut()[skip..skip + len].copy_from_slice(&data[source..source + len]);
@@ -324,21 +381,46 @@ fn put(
                 continue;
             }
             let len = ((upto - from) / bsize * bsize) as usize;
-            if direct || len >= STRAIGHT_MIN {
+            if direct || streams && len >= STRAIGHT_MIN {
                 straight.push((addr, source, len));
             } else {
                 let blocks = data[source..source + len].chunks_exact(bsize as usize);
+                cache.land(owner, extent_of(locked, addr, len));
                 let addresses = (addr.get()..).map(BlockAddr::new);
-                let cache = locked.engine.cache.data();
                 staged.extend(addresses.zip(blocks.map(|bytes| cache.block_of(bytes))));
             }
             from += len as u64;
         }
     }
-    if !straight.is_empty() {
+    if direct && !straight.is_empty() {
         write_straight(locked, &straight, data)?;
+    } else {
+        for (addr, source, len) in straight {
+            send(locked, addr, &data[source..source + len])?;
+        }
     }
     Ok(staged)
+}
+
+/// The blocks that `len` bytes from `start` on fill.
+fn extent_of(locked: &Locked<'_>, start: BlockAddr, len: usize) -> Extent {
+    let blocks = len / locked.engine.geometry().block_len();
+    let len = u32::try_from(blocks).unwrap_or(u32::MAX);
+    Extent { start, len }
+}
+
+/// Sends whole blocks on their way to the device.
+fn send(locked: &Locked<'_>, start: BlockAddr, bytes: &[u8]) -> FsResult<()> {
+    let (cache, owner) = (locked.engine.cache.data(), locked.guard().glock().name());
+    cache.supersede(owner, extent_of(locked, start, bytes.len()));
+    let mut addr = start;
+    for run in bytes.chunks(RUN_BYTES) {
+        if !cache.launch(owner, addr, run) {
+            write_straight(locked, &[(addr, 0, run.len())], run)?;
+        }
+        addr = BlockAddr::new(addr.get() + u64::from(extent_of(locked, addr, run.len()).len));
+    }
+    Ok(())
 }
 
 /// Writes parts of `data` (first block, where in `data`, how long) to the device at once.
@@ -346,12 +428,11 @@ fn write_straight(locked: &Locked<'_>, parts: &[(BlockAddr, usize, usize)], data
     let engine = locked.engine;
     let geometry = engine.geometry();
     for (start, _, len) in parts {
-        let len = u32::try_from(len / geometry.block_len()).unwrap_or(u32::MAX);
-        let extent = Extent { start: *start, len };
+        let owner = locked.guard().glock().name();
         engine
             .cache
             .data()
-            .supersede(locked.guard().glock().name(), extent);
+            .supersede(owner, extent_of(locked, *start, *len));
     }
     let requests: Vec<WriteRequest<'_>> = parts
         .iter()

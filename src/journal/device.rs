@@ -118,6 +118,7 @@ impl Writer {
         if owners.is_empty() || data.is_clean() {
             return self.write_log(log);
         }
+        data.land_owners(&owners);
         let log_bytes = log.len() * self.geometry.block_len();
         let mut pass = data.pass(owners);
         loop {

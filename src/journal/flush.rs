@@ -117,22 +117,36 @@ impl Journal {
         self.flush_since(mark)
     }
 
+    /// Everything that was committed and written so far is durable.
+    ///
+    /// # Errors
+    /// As [`Journal::wait_durable`].
+    pub fn sync(&self) -> FsResult<()> {
+        let mark = self.writer.mark();
+        self.flush(FlushReason::SyncFs)?;
+        self.flush_since(mark)
+    }
+
     /// [`Journal::fsync`] for a file: what `owner` has dirty of file data is durable too. Write-back errors are told
     /// by the data cache to each opener.
     ///
     /// # Errors
     /// As [`Journal::wait_durable`].
     pub fn fsync_data(&self, owner: GlockName, seq: CommitSeq) -> FsResult<()> {
+        // In this order: what is not dirty now was written before the mark.
+        let dirty = self.cache.data().has_dirty(owner);
         let mut mark = self.writer.mark();
-        if self.durable_seq() < seq && self.cache.data().has_dirty(owner) {
+        let mut covered = !dirty;
+        if dirty && self.durable_seq() < seq {
             let mut state = lock(&self.state);
             // One flush for both, if the commit is still to be written.
             if state.running.seq == seq.0 && !state.running.is_empty() {
                 state.running.order(owner);
+                covered = true;
             }
         }
         self.wait_durable(seq, FlushReason::Fsync)?;
-        if self.cache.data().has_dirty(owner) {
+        if !covered || self.cache.data().has_dirty(owner) {
             match self.cache.data().write_owner(owner) {
                 Err(error @ FsError::Withdrawn(_)) => return Err(error),
                 // Remembered for whoever has the file open.

@@ -1,5 +1,6 @@
 //! The journal's face: reserving, merging, waiting.
 
+use super::changed::Changed;
 use super::device::Writer;
 use super::running::RunningBlock;
 use super::space::{Costs, TABOO};
@@ -9,7 +10,7 @@ use super::types::{
 };
 use crate::cache::{BufferCache, lock};
 use crate::error::{Errno, FsError, FsResult};
-use crate::glock::GlockName;
+use crate::glock::{GlockName, Interrupt};
 use gfs2_format::log::Ring;
 use gfs2_format::ondisk::{MetaHeader, MetaType};
 use gfs2_format::{BlockAddr, Jid};
@@ -92,7 +93,7 @@ pub struct Journal {
     pub(super) in_place: Mutex<()>,
     pub(super) state: Mutex<State>,
     /// Told when [`State::events`] grows.
-    pub(super) changed: Condvar,
+    pub(super) changed: Changed,
     /// Told when a flush has ended: its token is free, and more may be durable.
     pub(super) flushed: Condvar,
     pub(super) durable: AtomicU64,
@@ -130,7 +131,7 @@ impl Journal {
             writer,
             in_place: Mutex::new(()),
             state: Mutex::new(State::new(geometry.block_len())),
-            changed: Condvar::new(),
+            changed: Changed::default(),
             flushed: Condvar::new(),
             durable: AtomicU64::new(0),
             counters: Counters::default(),
@@ -293,7 +294,7 @@ impl Journal {
     }
 
     /// Waits until it is our turn and `cost` blocks fit; the first in the queue does the work itself, so that this
-    /// ends without any daemon.
+    /// ends without any daemon. Whoever is being killed gets EINTR: nothing of the transaction has happened.
     fn wait_for_space<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -303,10 +304,13 @@ impl Journal {
         let own = state.next_waiter;
         state.next_waiter += 1;
         state.waiters.push_back(own);
+        let interrupt = if internal { None } else { Interrupt::current() };
+        let waiting = self.changed.join(interrupt);
         let result = loop {
             if let Err(error) = state.check_live(internal) {
                 break Err(error);
             }
+            let signals = waiting.signals();
             let seen = state.events;
             if state.waiters.front() == Some(&own) {
                 if state.fits(cost, &self.costs, self.ring) {
@@ -322,14 +326,17 @@ impl Journal {
                     break Ok(());
                 }
             }
+            if waiting.is_interrupted() {
+                break Err(FsError::Posix(Errno::EINTR));
+            }
             // Everything that could be written is written: only the end of another transaction helps.
-            while state.events == seen {
-                state = self
-                    .changed
-                    .wait(state)
-                    .expect("a thread panicked in the journal");
+            if state.events == seen {
+                drop(state);
+                waiting.sleep(signals);
+                state = lock(&self.state);
             }
         };
+        drop(waiting);
         state.waiters.retain(|w| *w != own);
         state.events += 1;
         self.changed.notify_all();

@@ -1,6 +1,7 @@
 #![doc = include_str!("README.md")]
 
 mod ail;
+mod changed;
 mod daemon;
 mod device;
 mod flush;

@@ -156,10 +156,7 @@ impl Journal {
     fn wait_for_transactions(&self) -> FsResult<()> {
         let mut state = lock(&self.state);
         while state.open > 0 && state.phase != Phase::Dead {
-            state = self
-                .changed
-                .wait(state)
-                .expect("a thread panicked in the journal");
+            state = self.changed.wait(state);
         }
         drop(state);
         self.cache.health().check()

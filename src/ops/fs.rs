@@ -10,7 +10,7 @@ use crate::inode::{
     Engine, InodeOps, InodeRef, InodeTable, IopenOps, MemoryUse, Prune, ReadAhead, Relief, Reviver,
     reclaim_orphans, run_evictions,
 };
-use crate::journal::{FlushReason, StopReason};
+use crate::journal::StopReason;
 use crate::rgrp::{IndexState, Rgrps};
 use crate::statfs::{Figures, Totals};
 use gfs2_format::ondisk::{Dinode, FileType};
@@ -197,8 +197,7 @@ impl Fs {
             // The data first: the log then need not wait for it. An error of it does not keep the rest from being
             // synced.
             let data = engine.cache.data().write_all();
-            let seq = journal.flush(FlushReason::SyncFs)?;
-            journal.fsync(seq)?;
+            journal.sync()?;
             data
         })
     }

@@ -100,21 +100,57 @@ impl Fs {
         kill_suidgid: bool,
     ) -> FsResult<usize> {
         let open = self.handles.get(handle)?;
+        let written = self.put(&open, offset, data, append, |now| WriteOptions {
+            now: Some(now),
+            kill_suidgid,
+            direct: open.flags.contains(OpenFlags::DIRECT),
+            whole: false,
+        })?;
+        if open.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC) {
+            self.run("write", |engine| {
+                sync_file(engine, &open, !open.flags.contains(OpenFlags::SYNC))
+            })?;
+        }
+        Ok(written)
+    }
+
+    /// Writes pages that the kernel has kept: all of them or an error, for it would not send the rest again. `stamps`:
+    /// the times are ours to set; otherwise the kernel keeps them and tells.
+    ///
+    /// # Errors
+    /// As [`Fs::write`].
+    pub fn write_back(&self, handle: Handle, offset: u64, data: &[u8], stamps: bool) -> FsResult<usize> {
+        let open = self.handles.get(handle)?;
+        self.put(&open, offset, data, false, |now| WriteOptions {
+            now: stamps.then_some(now),
+            kill_suidgid: false,
+            direct: false,
+            whole: true,
+        })
+    }
+
+    fn put(
+        &self,
+        open: &Open,
+        offset: u64,
+        data: &[u8],
+        append: bool,
+        options: impl Fn(Timestamp) -> WriteOptions,
+    ) -> FsResult<usize> {
         if !open.flags.contains(OpenFlags::WRITE) {
             return Err(Errno::EBADF.into());
         }
         self.engine.cache.data().throttle();
-        let direct = open.flags.contains(OpenFlags::DIRECT);
-        let written = self.change_pages("write", |engine| {
+        self.change_pages("write", |engine| {
             check_regular(&open.inode)?;
             if data.is_empty() {
                 return Ok(0);
             }
             let mut locked = engine.lock(&open.inode, State::Ex, HolderFlags::SERVE)?;
             locked.resume()?;
-            let now = now();
-            if kill_suidgid {
-                xattr::kill_capability(&mut locked, now)?;
+            let options = options(now());
+            if options.kill_suidgid {
+                xattr::kill_capability(&mut locked, options.now.unwrap_or_else(now))?;
             }
             let offset = if append {
                 locked.dinode().size.get()
@@ -126,23 +162,8 @@ impl Fs {
                 return Err(Errno::EFBIG.into());
             }
             let len = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
-            write(
-                &mut locked,
-                offset,
-                &data[..len],
-                WriteOptions {
-                    now,
-                    kill_suidgid,
-                    direct,
-                },
-            )
-        })?;
-        if open.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC) {
-            self.run("write", |engine| {
-                sync_file(engine, &open, !open.flags.contains(OpenFlags::SYNC))
-            })?;
-        }
-        Ok(written)
+            write(&mut locked, offset, &data[..len], options)
+        })
     }
 
     /// Makes the file's data durable, and its metadata (`datasync`: without pure timestamps).

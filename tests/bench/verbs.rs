@@ -268,6 +268,38 @@ fn appends(mount: &Mount, device: &dyn BlockDevice, ops: u64) {
     mount.fs.forget(addr, 1);
 }
 
+/// Several at once, each appending to a file of its own: those who come while the log is written share the next flush.
+fn appends_together(mount: &Mount, threads: u64, each: u64) {
+    let root = mount.fs.root().addr;
+    let name = |n: u64| format!("append-{n}");
+    let files: Vec<_> = (0..threads).map(|n| create(&mount.fs, root, &name(n))).collect();
+    let mut data = AlignedBuf::zeroed(4096);
+    data.fill(0x5a);
+    measure(
+        mount,
+        &format!("append 4k+fsync, {threads} at once"),
+        threads * each,
+        |fs| {
+            std::thread::scope(|scope| {
+                for (_, handle) in &files {
+                    let data = &data;
+                    scope.spawn(move || {
+                        for n in 0..each {
+                            fs.write(&CALLER, *handle, n * 4096, data, false, false).unwrap();
+                            fs.fsync(*handle, true).unwrap();
+                        }
+                    });
+                }
+            });
+        },
+    );
+    for (n, (addr, handle)) in files.into_iter().enumerate() {
+        mount.fs.release(handle);
+        mount.fs.unlink(&CALLER, root, name(n as u64).as_bytes()).unwrap();
+        mount.fs.forget(addr, 1);
+    }
+}
+
 fn main() {
     let args: Vec<String> = std::env::args()
         .skip(1)
@@ -301,6 +333,9 @@ fn main() {
     }
     if wants("append") {
         appends(&mount, device.as_ref(), 2000);
+        for threads in [2, 4, 8] {
+            appends_together(&mount, threads, 4000 / threads);
+        }
     }
     unmount(mount);
 }

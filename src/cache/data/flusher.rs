@@ -1,8 +1,9 @@
-//! The thread that writes data back when much of it is dirty, or when it has become old.
+//! The threads of the data cache: one writes back when much is dirty, or when it has become old; some write long runs.
 //!
 //! Nothing depends on it running: whoever dirties too much writes himself, fsync and the log write what they need.
 
 use super::super::buffers::lock;
+use super::flights::WRITERS;
 use super::{DIRTY_AGE, DataCache};
 use crate::cache::BufferCache;
 use crate::error::{FsError, FsResult};
@@ -41,29 +42,41 @@ impl DataCache {
     }
 }
 
-/// The running thread; stopped and joined when dropped. What is dirty then stays so.
+/// The running threads; stopped and joined when dropped. What is dirty then stays so.
 #[derive(Debug)]
 pub struct DataFlusher {
     cache: Arc<BufferCache>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl DataFlusher {
-    /// Starts the thread; one at a time.
+    /// Starts the threads; one at a time.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(cache: &Arc<BufferCache>) -> FsResult<Self> {
         lock(&cache.data().state).stop = false;
-        let own = Arc::clone(cache);
-        let thread = Builder::new()
-            .name("gfs2_flusher".into())
-            .spawn(move || own.data().run_flusher())
-            .map_err(|error| FsError::Format(Error::io("spawn", 0, 0, error)))?;
-        Ok(Self {
+        // Dropped on an error, it ends what has begun.
+        let mut own = Self {
             cache: Arc::clone(cache),
-            thread: Some(thread),
-        })
+            threads: Vec::new(),
+        };
+        own.spawn("gfs2_flusher", DataCache::run_flusher)?;
+        cache.data().flights.open();
+        for _ in 0..WRITERS {
+            own.spawn("gfs2_writer", DataCache::run_writer)?;
+        }
+        Ok(own)
+    }
+
+    fn spawn(&mut self, name: &str, life: fn(&DataCache)) -> FsResult<()> {
+        let cache = Arc::clone(&self.cache);
+        let thread = Builder::new()
+            .name(name.into())
+            .spawn(move || life(cache.data()))
+            .map_err(|error| FsError::Format(Error::io("spawn", 0, 0, error)))?;
+        self.threads.push(thread);
+        Ok(())
     }
 }
 
@@ -71,8 +84,9 @@ impl Drop for DataFlusher {
     fn drop(&mut self) {
         lock(&self.cache.data().state).stop = true;
         self.cache.data().wake.notify_all();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the flusher has been printed; the mutexes pass it on to whoever needs them.
+        self.cache.data().flights.close();
+        for thread in self.threads.drain(..) {
+            // A panic has been printed; the mutexes pass it on to whoever needs them.
             drop(thread.join());
         }
     }

@@ -2,12 +2,13 @@
 //!
 //! Invariants: a block is here at most once, under the inode glock that protects it, and whoever reads file data looks
 //! here first; an entry leaves when the device has these very contents, or when its block was freed, overwritten past
-//! this cache, or cannot be written; one batch of writes is under way at a time, so that two versions of a block never
-//! race to the device; a freed block's entry is gone before the commit that frees it can become durable, and a write
+//! this cache, or cannot be written; one batch of writes is under way at a time (and long runs that have no block with it
+//! in common), so that two versions of a block never race to the device; a freed block's entry is gone before the commit that frees it can become durable, and a write
 //! of it that was under way has ended by then ([`DataCache::wait_writes`]). What must reach the device before which
 //! commit (`data=ordered`) is the journal's business: it knows owners, this module writes them. Must not know: log
 //! positions, files, sizes.
 
+mod flights;
 mod flusher;
 mod spare;
 mod write_back;
@@ -26,6 +27,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use flights::Flights;
+pub(crate) use flights::RUN_BYTES;
 pub use flusher::DataFlusher;
 use spare::Spare;
 pub(crate) use write_back::Batch;
@@ -106,6 +109,7 @@ pub struct DataCache {
     written: AtomicU64,
     writes: AtomicU64,
     spare: Spare,
+    flights: Flights,
 }
 
 impl fmt::Debug for DataCache {
@@ -131,6 +135,7 @@ impl DataCache {
             written: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             spare: Spare::default(),
+            flights: Flights::default(),
         };
         cache.set_limit(DIRTY_BYTES);
         cache
@@ -176,7 +181,7 @@ impl DataCache {
     /// Nothing newer than the device, of anybody?
     pub(crate) fn is_clean(&self) -> bool {
         // Whoever asks holds a glock; what that protects was counted before he got it.
-        self.dirty.load(Ordering::Acquire) == 0
+        self.dirty.load(Ordering::Acquire) == 0 && self.flights.is_empty()
     }
 
     /// Puts contents in place of whatever the device or this cache has of the blocks.
@@ -227,6 +232,7 @@ impl DataCache {
         if self.is_clean() {
             return None;
         }
+        self.land(owner, Extent { start: addr, len: 1 });
         let state = lock(&self.state);
         let dirty = state.owners.get(&owner)?.blocks.get(&addr)?;
         Some(dirty.block.clone())
@@ -237,6 +243,7 @@ impl DataCache {
         if self.is_clean() {
             return Vec::new();
         }
+        self.land(owner, extent);
         let end = BlockAddr::new(extent.start.get().saturating_add(u64::from(extent.len)));
         let state = lock(&self.state);
         let Some(owned) = state.owners.get(&owner) else {
@@ -248,7 +255,7 @@ impl DataCache {
 
     /// Has this owner anything the device has not?
     pub(crate) fn has_dirty(&self, owner: GlockName) -> bool {
-        !self.is_clean() && lock(&self.state).owners.contains_key(&owner)
+        !self.is_clean() && (lock(&self.state).owners.contains_key(&owner) || self.flights.has(owner))
     }
 
     /// Forgets blocks without writing them: they were freed. A write of one of them may be under way.
@@ -274,8 +281,9 @@ impl DataCache {
         };
         // An entry stays while it is written: without one nothing can be under way.
         if removed {
-            self.wait_writes();
+            drop(lock(&self.writing));
         }
+        self.land(owner, extent);
     }
 
     fn remove_range(&self, state: &mut State, owner: GlockName, extent: Extent) -> bool {
@@ -298,9 +306,10 @@ impl DataCache {
         !found.is_empty()
     }
 
-    /// Waits for the batch of writes that is under way.
+    /// Waits for the writes that are under way.
     pub(crate) fn wait_writes(&self) {
         drop(lock(&self.writing));
+        self.flights.wait_all();
     }
 
     /// The glock is being given up. What it protected must have been written.

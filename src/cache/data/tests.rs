@@ -179,3 +179,92 @@ fn an_error_is_told_once_to_each_opener_and_costs_only_what_failed() {
     let told = AtomicU64::new(cache.failure_mark(A));
     assert!(cache.check_failure(A, &told).is_ok());
 }
+
+/// Runs a test while a thread writes what is on its way.
+fn with_writer(cache: &DataCache, test: impl FnOnce()) {
+    /// Lets the writer end also when the test fails.
+    struct Closing<'a>(&'a DataCache);
+    impl Drop for Closing<'_> {
+        fn drop(&mut self) {
+            self.0.flights.close();
+        }
+    }
+    cache.flights.open();
+    std::thread::scope(|scope| {
+        scope.spawn(|| cache.run_writer());
+        let _closing = Closing(cache);
+        test();
+    });
+}
+
+fn run_of(start: u64, len: u32) -> Extent {
+    Extent {
+        start: at(start),
+        len,
+    }
+}
+
+#[test]
+fn a_run_is_dirty_until_it_has_landed() {
+    let (device, cache) = recorded();
+    let bytes = vec![7; 64 * BSIZE];
+    assert!(!cache.launch(A, at(100), &bytes), "nobody writes it");
+    cache.flights.open();
+    // Nobody writes yet: what is on its way stays so.
+    assert!(cache.launch(A, at(100), &bytes));
+    assert!(!cache.is_clean() && cache.has_dirty(A) && !cache.has_dirty(B));
+    assert!(cache.check_clean(A).is_err());
+    // Of these, nobody waits.
+    cache.land(A, run_of(164, 100));
+    cache.land(A, run_of(90, 10));
+    cache.land(B, run_of(100, 64));
+    cache.write_owner(B).unwrap();
+    assert!(writes(&device).is_empty());
+    with_writer(&cache, || {
+        // A reader gets what is written, from the device or from here.
+        assert_eq!(cache.get(A, at(120)), None);
+        assert_eq!(writes(&device), [(100, 64)]);
+        assert!(cache.launch(A, at(200), &bytes) && cache.launch(B, at(300), &bytes));
+        cache.write_owner(A).unwrap();
+        assert!(!cache.has_dirty(A));
+        cache.check_clean(A).unwrap();
+        assert!(cache.launch(A, at(100), &bytes));
+        cache.put(B, [(at(10_000), block(1))]);
+        cache.write_all().unwrap();
+        assert!(cache.is_clean());
+        // More than can be on their way at once.
+        for n in 0..40 {
+            assert!(cache.launch(A, at(1000 + 64 * n), &bytes));
+        }
+        cache.wait_writes();
+        assert_eq!(writes(&device).len(), 45);
+    });
+    assert!(!cache.launch(A, at(100), &bytes), "nobody writes it any more");
+    assert_eq!(cache.stats().blocks_written, 44 * 64 + 1);
+}
+
+#[test]
+fn a_run_that_fails_is_told_to_who_waits_and_to_each_opener() {
+    let faulty = Arc::new(FaultDevice::new(MemDevice::new(64 << 20)));
+    let cache = bench(Arc::clone(&faulty) as Arc<dyn BlockDevice>);
+    let bad = 100 * BSIZE as u64..101 * BSIZE as u64;
+    faulty.add(FaultRule::always(FaultOp::Write, Fault::Errno(libc::EIO)).at(bad));
+    let mark = AtomicU64::new(cache.failure_mark(A));
+    with_writer(&cache, || {
+        assert!(cache.launch(A, at(200), &vec![1; 64 * BSIZE]));
+        cache.write_owner(A).unwrap();
+        assert!(cache.launch(A, at(90), &vec![1; 64 * BSIZE]));
+        let told = cache.write_owner(A);
+        // It may have failed before anybody waited: then the opener alone is told.
+        if let Err(error) = told {
+            assert_eq!(error.errno(), Errno::EIO);
+        }
+        assert!(cache.is_clean());
+        assert_eq!(cache.check_failure(A, &mark).unwrap_err().errno(), Errno::EIO);
+        cache.check_failure(A, &mark).unwrap();
+        // The writer lives on.
+        assert!(cache.launch(A, at(300), &vec![1; 64 * BSIZE]));
+        cache.write_owner(A).unwrap();
+    });
+    assert_eq!(cache.stats().writes, 2);
+}

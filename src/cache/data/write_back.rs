@@ -97,16 +97,34 @@ impl DataCache {
             // One that is being written is not clean before it has ended.
             return Ok(());
         }
+        let mark = lock(&self.state).failure_seq;
         let mut pass = self.pass(owners);
         let mut result = Ok(());
         loop {
             let batch = self.next_batch(&mut pass);
             let last = batch.last;
             result = result.and(batch.write());
-            if last || matches!(result, Err(FsError::Withdrawn(_))) {
+            if matches!(result, Err(FsError::Withdrawn(_))) {
                 return result;
             }
+            if last {
+                break;
+            }
         }
+        self.land_owners(&pass.owners);
+        let state = lock(&self.state);
+        let failed = |owner| {
+            state
+                .failures
+                .get(owner)
+                .is_some_and(|failure| failure.seq > mark)
+        };
+        if result.is_ok() && pass.owners.iter().any(failed) {
+            drop(state);
+            self.health.check()?;
+            return Err(Errno::EIO.into());
+        }
+        result
     }
 
     /// Writes everything an owner has dirty now.
@@ -128,8 +146,9 @@ impl DataCache {
         if self.is_clean() {
             return Ok(());
         }
-        let owners = lock(&self.state).owners.keys().copied().collect();
-        self.write_owners(owners)
+        let mut owners = self.flights.owners();
+        owners.extend(lock(&self.state).owners.keys().copied());
+        self.write_owners(owners.into_iter().collect())
     }
 
     /// Makes a writer wait, and write, while there is too much dirty data. Errors are for those whose data it is.

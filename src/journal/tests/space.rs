@@ -3,6 +3,7 @@
 
 use super::rig::{Layout, begin, create_one, ex, fill_meta, meta};
 use crate::error::Errno;
+use crate::glock::Interrupt;
 use crate::journal::{FlushReason, Reservation, StatfsDelta, StopReason};
 use crate::txn::Transaction;
 use gfs2_format::device::MemDevice;
@@ -136,6 +137,39 @@ fn a_waiter_is_woken_by_the_end_of_another_transaction() {
             waiter.join().unwrap();
         });
     }
+}
+
+#[test]
+fn who_is_killed_while_he_waits_for_space_gets_out_and_the_next_goes_on() {
+    let layout = Layout::new(1024, 60);
+    let journal = layout.mount(Arc::new(layout.device()));
+    let first = Transaction::begin(&journal, Reservation::blocks(40)).unwrap();
+    let interrupt = Arc::new(Interrupt::new());
+    let waiting = |n: usize| {
+        while crate::cache::lock(&journal.state).waiters.len() != n {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        let killed = scope.spawn(|| {
+            interrupt.install();
+            Interrupt::allow(|| Transaction::begin(&journal, Reservation::blocks(40)).map(drop))
+        });
+        waiting(1);
+        // Behind him, and with something to lose: he stays.
+        let shielded = scope.spawn(|| {
+            interrupt.install();
+            let waited = Interrupt::shield(|| Transaction::begin(&journal, Reservation::blocks(30)));
+            drop(waited.unwrap());
+        });
+        waiting(2);
+        interrupt.interrupt();
+        assert_eq!(killed.join().unwrap().unwrap_err().errno(), Errno::EINTR);
+        waiting(1);
+        drop(first);
+        shielded.join().unwrap();
+    });
+    assert_eq!(journal.stats().reserved, 0);
 }
 
 #[test]

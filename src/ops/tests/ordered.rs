@@ -1,15 +1,16 @@
 //! Goal: after a power cut a file shows nothing but its own bytes and zeroes, however late its data was written: no
 //! block of it is reachable before its data is on the device, and no late write hits a block that has a new owner.
 //! Method: every free block of the volume holds poison, every file its own tag in every byte; write, append, extend,
-//! truncate, delete, on a small volume and with little dirty data allowed, seldom syncing; cut at every flush, on a
+//! truncate, delete, in small pieces and long runs, on a small volume and with little dirty data allowed, seldom syncing; cut at every flush, on a
 //! device that keeps unflushed sectors as it likes.
 
 use super::rig::{ROOT_USER, Rig, check, mount, volume_over};
+use crate::error::Errno;
 use crate::ops::OpenFlags;
 use crate::ops::types::SetAttr;
 use fastrand::Rng;
 use gfs2_format::BlockAddr;
-use gfs2_format::device::{BlockDevice, MemDevice, RecordDevice};
+use gfs2_format::device::{BlockDevice, Fault, FaultDevice, FaultOp, FaultRule, MemDevice, RecordDevice};
 use std::sync::Arc;
 
 const POISON: u8 = 0xff;
@@ -36,9 +37,11 @@ fn write(rig: &Rig, rng: &mut Rng, file: &File) {
         1 => size + rng.u64(..20_000),
         _ => size,
     };
-    let len = match rng.u32(..3) {
-        0 => rng.usize(1..400),
-        1 => rng.usize(1..30_000),
+    let len = match rng.u32(..16) {
+        0..5 => rng.usize(1..400),
+        5..10 => rng.usize(1..30_000),
+        // Long enough to go past the cache while the writer goes on.
+        10 => rng.usize(1 << 20..3 << 20),
         _ => 4096 * rng.usize(1..40),
     };
     let mut flags = OpenFlags::WRITE;
@@ -137,4 +140,54 @@ fn a_power_cut_shows_no_block_before_its_data() {
             inspect(image.unwrap(), &format!("seed {seed}, a cut at {position}"));
         }
     }
+}
+
+/// As in the kernel: the commit goes on, whoever has the file open is told at his next fsync, and nobody twice.
+#[test]
+fn data_that_cannot_be_written_is_told_and_the_commit_goes_on() {
+    let base = poisoned(20, 4096);
+    let device = Arc::new(FaultDevice::new(Arc::clone(&base)));
+    let rig = mount(&(Arc::clone(&device) as Arc<dyn BlockDevice>));
+    let addr = rig.create(rig.root(), "f").num.addr;
+    let open = || rig.fs.open(addr, OpenFlags::READ | OpenFlags::WRITE).unwrap();
+    let (one, other) = (open(), open());
+    let write = |at: u64, len: usize| {
+        let written = rig.fs.write(&ROOT_USER, one, at, &vec![7; len], false, false);
+        assert_eq!(written.unwrap(), len);
+    };
+    // Which of the next writes fail.
+    let fail = |writes: &[u64]| {
+        device.clear();
+        for n in writes {
+            let rule = FaultRule::always(FaultOp::Write, Fault::Errno(libc::EIO));
+            device.add(rule.after(*n).times(1));
+        }
+    };
+    let told = |handle| rig.fs.fsync(handle, false).unwrap_err().errno() == Errno::EIO;
+    // Along with the log, whose write is the next one, and once more by itself.
+    write(0, 10_000);
+    fail(&[0, 2]);
+    assert!(told(one));
+    rig.fs.fsync(one, false).unwrap();
+    assert!(told(other));
+    rig.fs.fsync(other, false).unwrap();
+    assert_eq!(rig.fs.getattr(addr).unwrap().size, 10_000);
+    // A long run is on its way at once.
+    fail(&[0]);
+    write(2 << 20, 1 << 20);
+    assert!(told(other) && told(one));
+    rig.fs.fsync(one, false).unwrap();
+    assert_eq!(rig.fs.getattr(addr).unwrap().size, 3 << 20);
+    assert!(!rig.cache.health().is_withdrawn());
+    // The blocks are the file's; written again, they are good.
+    write(0, 10_000);
+    write(2 << 20, 1 << 20);
+    rig.fs.fsync(one, false).unwrap();
+    let data = rig.read(addr, 0, 3 << 20);
+    let good = |bytes: &[u8], byte| bytes.iter().all(|b| *b == byte);
+    assert!(good(&data[..10_000], 7) && good(&data[2 << 20..], 7) && good(&data[10_000..2 << 20], 0));
+    rig.fs.release(one);
+    rig.fs.release(other);
+    rig.unmount();
+    check(&base);
 }
