@@ -9,8 +9,9 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use support::guest::Kernel;
 use support::host::checkout;
@@ -32,14 +33,17 @@ fn kernels() -> &'static [Kernel] {
 }
 
 /// The driver, built from what is there now.
-fn driver() -> PathBuf {
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "-q", "-p", "dlm-client", "--example", "dlmdrive"]);
-    let built = build.current_dir(checkout()).status().expect("cargo");
-    assert!(built.success(), "the driver does not build");
-    let deps = std::env::current_exe().expect("our own path");
-    let target = deps.ancestors().nth(3).expect("a target folder");
-    target.join("debug/examples/dlmdrive")
+fn driver() -> &'static Path {
+    static DRIVER: OnceLock<PathBuf> = OnceLock::new();
+    DRIVER.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "-q", "-p", "dlm-client", "--example", "dlmdrive"]);
+        let built = build.current_dir(checkout()).status().expect("cargo");
+        assert!(built.success(), "the driver does not build");
+        let deps = std::env::current_exe().expect("our own path");
+        let target = deps.ancestors().nth(3).expect("a target folder");
+        target.join("debug/examples/dlmdrive")
+    })
 }
 
 /// What a node is.
@@ -91,6 +95,7 @@ fn raised(vm: &Vm, id: &str) {
 /// Two nodes, n1 and n2.
 #[track_caller]
 fn cluster(kernel: Kernel, kinds: [Kind; 2]) -> [Vm; 2] {
+    driver();
     let vms = Vm::start_pair(kernel, &[]);
     let ids = [raise(&vms[0], kinds[0]), raise(&vms[1], kinds[1])];
     for (vm, id) in vms.iter().zip(&ids) {
@@ -296,26 +301,20 @@ fn death(survivor: &Vm, victim: Vm, node: u32, kill: impl FnOnce(&Vm)) {
 #[track_caller]
 fn content(vm: &Vm) {
     let log = vm.check("dmesg");
-    let bad = |l: &&str| {
-        [
-            "WARNING",
-            "BUG",
-            "stall",
-            "Call Trace",
-            "assert",
-            "panic",
-            "mismatch",
-            "dlm_dump",
-            "ignore invalid",
-        ]
-        .iter()
-        .any(|word| l.contains(word))
-    };
-    let bad: Vec<&str> = log
-        .lines()
-        .filter(|l| !l.contains("Command line"))
-        .filter(bad)
-        .collect();
+    let words = [
+        "WARNING",
+        "BUG",
+        " stall",
+        "blocked for more than",
+        "Call Trace",
+        "ASSERT",
+        "panic:",
+        "config mismatch",
+        "dlm_dump",
+        "ignore invalid",
+    ];
+    let bad = |l: &&str| words.iter().any(|word| l.contains(word));
+    let bad: Vec<&str> = log.lines().filter(bad).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 

@@ -1,11 +1,12 @@
 //! Goal: the transport does what FUSE's own documents promise and the crates for it do not: whoever is killed while he
 //! waits dies, waiting requests keep nobody else from being served, set-id bits go when they must, no time is too early,
 //! and an operation costs the requests it must cost and no more. Method: a mount served by this process, whose locks
-//! the test can hold.
+//! the test can hold; every test by `/dev/fuse` and, where the kernel has it, by io_uring.
 
+mod ours;
 mod support;
 
-use fuse_gfs2::fuse::{MountedFuse, ServeOptions, mount, serve};
+use fuse_gfs2::fuse::{MountedFuse, ServeOptions, Transport, mount, serve};
 use fuse_gfs2::glock::{GlockGuard, GlockName, HolderFlags, State};
 use fuse_gfs2::mount::options::MountOptions;
 use fuse_gfs2::mount::start::{Plan, Started, start};
@@ -20,7 +21,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -28,15 +29,77 @@ use tempfile::TempDir;
 const TTL: Duration = Duration::from_secs(1 << 30);
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Runs the tests over both transports.
+macro_rules! over_both {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        mod device {
+            $(#[test] fn $name() { super::$name(super::Transport::Device) })*
+        }
+        mod ring {
+            $(#[test] fn $name() {
+                if let Some(_enabled) = super::Enabled::take() {
+                    super::$name(super::Transport::Ring);
+                }
+            })*
+        }
+    };
+}
+
+over_both!(
+    a_process_that_is_killed_while_it_waits_for_a_lock_dies,
+    requests_that_wait_keep_nobody_else_from_being_served,
+    an_operation_costs_no_more_requests_than_it_must,
+    set_id_bits_go_when_somebody_without_the_right_writes_truncates_or_sets_an_acl,
+    a_program_that_runs_is_not_changed,
+    no_time_is_too_early_or_too_late,
+    a_cached_write_is_seen_appended_truncated_and_kept,
+    the_end_of_a_connection_ends_what_waits,
+    a_lazy_unmount_ends_when_the_last_file_is_closed,
+    a_daemon_that_is_killed_leaves_errors_and_a_mount_that_can_be_made_again,
+);
+
+/// The kernel's parameter for io_uring is as it was once nobody needs it any more.
+struct Enabled;
+
+static ENABLED: Mutex<(usize, String)> = Mutex::new((0, String::new()));
+const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
+
+impl Enabled {
+    fn take() -> Option<Self> {
+        let mut users = ENABLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match fs::read_to_string(PARAMETER) {
+            Ok(text) if users.0 == 0 => users.1 = text,
+            Ok(_) => {}
+            Err(error) => {
+                eprintln!("only by /dev/fuse: the kernel has no FUSE over io_uring ({PARAMETER}: {error})");
+                return None;
+            }
+        }
+        users.0 += 1;
+        Some(Self)
+    }
+}
+
+impl Drop for Enabled {
+    fn drop(&mut self) {
+        let mut users = ENABLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        users.0 -= 1;
+        if users.0 == 0 {
+            fs::write(PARAMETER, users.1.trim()).expect("the parameter as it was");
+        }
+    }
+}
+
 /// A volume in memory, mounted and served here.
 struct Rig {
     folder: TempDir,
+    transport: Transport,
     started: Option<Arc<Started>>,
     server: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 impl Rig {
-    fn new(writeback_cache: bool, acl: bool) -> Self {
+    fn new(transport: Transport, writeback_cache: bool, acl: bool) -> Self {
         let device = Arc::new(MemDevice::new(256 << 20));
         let options = gfs2_mkfs::Options {
             journal_mb: Some(32),
@@ -65,6 +128,7 @@ impl Rig {
             folder.path(),
             "fuse.gfs2",
             MountFlags::empty(),
+            transport,
         )
         .expect("a mount");
         let options = ServeOptions {
@@ -76,6 +140,7 @@ impl Rig {
         let server = Self::serve(Arc::clone(&started), mounted, options);
         Self {
             folder,
+            transport,
             started: Some(started),
             server: Some(server),
         }
@@ -131,17 +196,28 @@ impl Rig {
             .collect()
     }
 
-    fn unmount(mut self) {
-        until("a mount that is not busy", || {
-            rustix::mount::unmount(self.folder.path(), rustix::mount::UnmountFlags::empty()).is_ok()
-        });
+    /// Waits for the end of who serves, and leaves the volume clean.
+    fn end(mut self) {
         let server = self.server.take().expect("a server");
         server.join().expect("no panic").expect("served to the end");
         let started = self.started.take().expect("a live mount");
+        let by_ring = started.notifications.counters().by_ring();
+        assert_eq!(
+            by_ring > 0,
+            self.transport == Transport::Ring,
+            "{by_ring} by a ring"
+        );
         Arc::into_inner(started)
             .expect("nobody else")
             .shutdown()
             .expect("a clean end");
+    }
+
+    fn unmount(self) {
+        until("a mount that is not busy", || {
+            rustix::mount::unmount(self.folder.path(), rustix::mount::UnmountFlags::empty()).is_ok()
+        });
+        self.end();
     }
 }
 
@@ -167,6 +243,12 @@ fn mkdir(path: &Path) -> Child {
     command.spawn().expect("mkdir")
 }
 
+fn stat(path: &Path) -> Child {
+    let mut command = Command::new("stat");
+    command.arg(path).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("stat")
+}
+
 /// Waits for the end of a process, which must come while it is killed and not when the lock is given back.
 fn end_of(child: &mut Child) -> std::process::ExitStatus {
     let mut status = None;
@@ -177,9 +259,8 @@ fn end_of(child: &mut Child) -> std::process::ExitStatus {
     status.expect("an end")
 }
 
-#[test]
-fn a_process_that_is_killed_while_it_waits_for_a_lock_dies() {
-    let rig = Rig::new(false, false);
+fn a_process_that_is_killed_while_it_waits_for_a_lock_dies(transport: Transport) {
+    let rig = Rig::new(transport, false, false);
     fs::create_dir(rig.join("held")).unwrap();
     let lock = rig.hold(&rig.join("held"));
     let before = rig.waits();
@@ -213,20 +294,15 @@ fn pid(child: &Child) -> rustix::process::Pid {
     rustix::process::Pid::from_child(child)
 }
 
-#[test]
-fn requests_that_wait_keep_nobody_else_from_being_served() {
-    let rig = Rig::new(false, false);
+fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
+    let rig = Rig::new(transport, false, false);
     fs::create_dir(rig.join("held")).unwrap();
     fs::create_dir(rig.join("free")).unwrap();
     let lock = rig.hold(&rig.join("held"));
     let before = rig.waits();
-    let look = |n: u32| {
-        let mut command = Command::new("stat");
-        command.arg(rig.join(&format!("held/{n}"))).stderr(Stdio::null());
-        command.spawn().expect("stat")
-    };
-    let mut waiting: Vec<Child> = (0..40).map(look).collect();
-    until("forty requests that wait", || rig.waits() >= before + 40);
+    let look = |n: u32| stat(&rig.join(&format!("held/{n}")));
+    let mut waiting: Vec<Child> = (0..90).map(look).collect();
+    until("ninety requests that wait", || rig.waits() >= before + 90);
     for n in 0..20 {
         let path = rig.join(&format!("free/{n}"));
         let mut file = File::create(&path).unwrap();
@@ -244,9 +320,8 @@ fn requests_that_wait_keep_nobody_else_from_being_served() {
 /// What the kernel asks for each time something is done, when it knows all that it may know. A line that grows is a price
 /// that everybody pays. A kernel that checks permissions itself asks for the attributes of a directory again after each
 /// change in it, and for the capability of a file before the first write after each look at its attributes.
-#[test]
-fn an_operation_costs_no_more_requests_than_it_must() {
-    let rig = Rig::new(false, false);
+fn an_operation_costs_no_more_requests_than_it_must(transport: Transport) {
+    let rig = Rig::new(transport, false, false);
     fs::create_dir(rig.join("d")).unwrap();
     fs::write(rig.join("d/before"), "x").unwrap();
     let wrong = std::cell::RefCell::new(Vec::new());
@@ -341,9 +416,8 @@ fn access_acl(perms: [u16; 3]) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn set_id_bits_go_when_somebody_without_the_right_writes_truncates_or_sets_an_acl() {
-    let rig = Rig::new(false, true);
+fn set_id_bits_go_when_somebody_without_the_right_writes_truncates_or_sets_an_acl(transport: Transport) {
+    let rig = Rig::new(transport, false, true);
     fs::set_permissions(rig.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let path = rig.join("f");
     let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
@@ -395,9 +469,8 @@ fn set_id_bits_go_when_somebody_without_the_right_writes_truncates_or_sets_an_ac
 }
 
 /// Not cut, not written, not even by an open that only truncates.
-#[test]
-fn a_program_that_runs_is_not_changed() {
-    let rig = Rig::new(false, false);
+fn a_program_that_runs_is_not_changed(transport: Transport) {
+    let rig = Rig::new(transport, false, false);
     let path = rig.join("sleep");
     fs::copy("/bin/sleep", &path).unwrap();
     let size = fs::metadata(&path).unwrap().len();
@@ -414,9 +487,8 @@ fn a_program_that_runs_is_not_changed() {
     rig.unmount();
 }
 
-#[test]
-fn no_time_is_too_early_or_too_late() {
-    let rig = Rig::new(false, false);
+fn no_time_is_too_early_or_too_late(transport: Transport) {
+    let rig = Rig::new(transport, false, false);
     let path = rig.join("f");
     File::create(&path).unwrap();
     // At both ends the kernel has no fractions.
@@ -445,9 +517,8 @@ fn no_time_is_too_early_or_too_late() {
 
 /// With the kernel's write cache, sizes and times are the kernel's: what is seen at once is what is there after it has
 /// forgotten everything, and what was fsynced is on the device.
-#[test]
-fn a_cached_write_is_seen_appended_truncated_and_kept() {
-    let rig = Rig::new(true, false);
+fn a_cached_write_is_seen_appended_truncated_and_kept(transport: Transport) {
+    let rig = Rig::new(transport, true, false);
     let path = rig.join("f");
     let mut file = fs::OpenOptions::new()
         .append(true)
@@ -486,13 +557,86 @@ fn a_cached_write_is_seen_appended_truncated_and_kept() {
     };
     let before = (size, true);
     drop((file, other));
-    rig.unmount_and_check(&expected, before, times);
+    rig.unmount_and_check(transport, &expected, before, times);
+}
+
+/// What is asked of a connection that is aborted fails; who serves it ends.
+fn the_end_of_a_connection_ends_what_waits(transport: Transport) {
+    let rig = Rig::new(transport, false, false);
+    fs::create_dir(rig.join("held")).unwrap();
+    let dev = fs::metadata(rig.folder.path()).unwrap().dev();
+    let connections = Path::new("/sys/fs/fuse/connections");
+    if fs::read_dir(connections).is_ok_and(|mut dir| dir.next().is_none()) {
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-t", "fusectl", "fusectl"]).arg(connections).status();
+        assert!(status.unwrap().success(), "fusectl");
+    }
+    let lock = rig.hold(&rig.join("held"));
+    let before = rig.waits();
+    let mut waiting: Vec<Child> = (0..3).map(|n| stat(&rig.join(&format!("held/{n}")))).collect();
+    until("three requests that wait", || rig.waits() >= before + 3);
+    let abort = connections.join(rustix::fs::minor(dev).to_string()).join("abort");
+    fs::write(abort, "1").unwrap();
+    for child in &mut waiting {
+        assert!(!end_of(child).success());
+    }
+    let error = File::create(rig.join("new")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+    drop(lock);
+    rustix::mount::unmount(rig.folder.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    rig.end();
+}
+
+fn a_lazy_unmount_ends_when_the_last_file_is_closed(transport: Transport) {
+    let rig = Rig::new(transport, false, false);
+    let mut file = File::create(rig.join("f")).unwrap();
+    rustix::mount::unmount(rig.folder.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert!(!rig.join("f").exists());
+    for _ in 0..100 {
+        file.write_all(&[7; 100]).unwrap();
+    }
+    file.sync_all().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 10_000);
+    drop(file);
+    rig.end();
+}
+
+fn a_daemon_that_is_killed_leaves_errors_and_a_mount_that_can_be_made_again(transport: Transport) {
+    let options = match transport {
+        Transport::Ring => "io_uring",
+        _ => "no_io_uring",
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    File::create(&image).unwrap().set_len(256 << 20).unwrap();
+    ours::mkfs(&image, &["-p", "lock_nolock"]);
+    let mount = ours::Mount::new(&image, options);
+    let mut file = File::create(mount.join("f")).unwrap();
+    file.write_all(b"kept").unwrap();
+    file.sync_all().unwrap();
+    let threads = fs::read_dir(format!("/proc/{}/task", mount.daemon().unwrap())).unwrap();
+    let by_ring = threads.flatten().any(|task| {
+        let name = fs::read_to_string(task.path().join("comm"));
+        name.is_ok_and(|name| name.starts_with("gfs2-ring-"))
+    });
+    assert_eq!(by_ring, transport == Transport::Ring);
+    mount.crash();
+    let error = file.sync_all().unwrap_err().raw_os_error();
+    assert!(
+        matches!(error, Some(libc::ENOTCONN | libc::ECONNABORTED)),
+        "{error:?}"
+    );
+    drop(file);
+    let mount = ours::Mount::new(&image, options);
+    assert_eq!(fs::read(mount.join("f")).unwrap(), b"kept");
+    mount.unmount();
 }
 
 impl Rig {
     /// Unmounts; another mount of the same volume shows the file `f` with these bytes.
     fn unmount_and_check<T: PartialEq + std::fmt::Debug>(
         mut self,
+        transport: Transport,
         expected: &[u8],
         before: T,
         look: impl Fn(fs::Metadata) -> T,
@@ -515,6 +659,7 @@ impl Rig {
             self.folder.path(),
             "fuse.gfs2",
             MountFlags::empty(),
+            transport,
         )
         .expect("a mount");
         let options = ServeOptions {

@@ -7,14 +7,13 @@ mod ours;
 
 use fastrand::Rng;
 use ours::Mount;
+use ours::watch::watched;
 use rustix::fs::{Advice, fadvise};
 use std::fs::{self, File, OpenOptions};
-use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// Longest file.
@@ -122,43 +121,25 @@ fn churn(root: &Path, seed: u64, stop: &AtomicBool) {
     }
 }
 
-/// Ends the connection to the daemon when `work` does not end: what waits in the kernel fails then.
-fn watched<T: Send>(mount: &Mount, work: impl FnOnce() -> T + Send) -> T {
-    let dev = fs::metadata(mount.path()).expect("the mount").st_dev();
-    let connections = Path::new("/sys/fs/fuse/connections");
-    if !connections
-        .join("..")
-        .join("connections")
-        .read_dir()
-        .is_ok_and(|mut dir| dir.next().is_some())
-    {
-        let status = Command::new("mount")
-            .args(["-t", "fusectl", "fusectl"])
-            .arg(connections)
-            .status();
-        assert!(
-            status.expect("mount").success(),
-            "fusectl is needed to end a mount that sticks"
-        );
-    }
-    let abort = connections.join(rustix::fs::minor(dev).to_string()).join("abort");
-    assert!(abort.exists(), "{}", abort.display());
-    let (done, wait) = channel::<()>();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("the mount sticks: aborted");
-                fs::write(&abort, "1").expect("abort");
-            }
-        });
-        let result = work();
-        drop(done);
-        result
-    })
-}
-
 #[test]
 fn locks_go_at_any_moment_under_a_real_mount() {
+    locks_go("no_io_uring");
+}
+
+/// With requests by io_uring, where the kernel has it.
+#[test]
+fn locks_go_at_any_moment_under_a_real_mount_by_io_uring() {
+    let parameter = "/sys/module/fuse/parameters/enable_uring";
+    match fs::read_to_string(parameter) {
+        Ok(before) => {
+            locks_go("io_uring");
+            fs::write(parameter, before.trim()).expect("the parameter as it was");
+        }
+        Err(error) => eprintln!("only by /dev/fuse: no FUSE over io_uring ({parameter}: {error})"),
+    }
+}
+
+fn locks_go(transport: &str) {
     let steps = std::env::var("REHEARSAL_STEPS")
         .ok()
         .map_or(STEPS, |n| n.parse().expect("a number"));
@@ -170,10 +151,14 @@ fn locks_go_at_any_moment_under_a_real_mount() {
     ours::mkfs(&image, &["-p", "lock_nolock"]);
     for seed in [3, 4] {
         let seed_text = seed.to_string();
-        let mount =
-            Mount::try_new_in(&image, "strictatime", &[("FUSE_GFS2_REHEARSE", &seed_text)]).expect("a mount");
+        let mount = Mount::try_new_in(
+            &image,
+            &format!("strictatime,{transport}"),
+            &[("FUSE_GFS2_REHEARSE", &seed_text)],
+        )
+        .expect("a mount");
         let stop = AtomicBool::new(false);
-        let workers = watched(&mount, || {
+        let workers = watched(&mount, PATIENCE, || {
             std::thread::scope(|scope| {
                 let root = mount.path();
                 let churning = scope.spawn({

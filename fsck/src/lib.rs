@@ -6,7 +6,7 @@
 //! checks again until nothing is left to repair, and then writes the changes (`repair/README.md`).
 //!
 //! Invariants: a read-only check writes nothing; bytes of any kind end in findings, never in a panic, an endless loop
-//! or unbounded memory (two bits a block of used resource groups, 32 bytes an inode, the blocks that change).
+//! or unbounded memory (two bits a block where neighbours differ, 32 bytes an inode, the blocks that change).
 //! This crate knows nothing of the driver: both are witnesses for each other.
 
 mod check;
@@ -117,7 +117,20 @@ impl Outcome {
     }
 }
 
-/// Checks the volume on `device`.
+/// Checks the volume on `device`, and repairs what `policy` allows and `reporter` agrees to.
+///
+/// ```
+/// use gfs2_format::device::MemDevice;
+/// use gfs2_fsck::{Collect, Kind, Policy, check};
+///
+/// let device = MemDevice::new(64 << 20); // nothing on it; OpenOptions::new().read_only(true).open(path) for a real one
+/// let mut found = Collect::default();
+/// let outcome = check(&device, &Policy::read_only(), &mut found)?;
+/// assert_eq!((outcome.errors, outcome.stopped), (1, true));
+/// assert_eq!(found.problems[0].kind, Kind::Superblock);
+/// println!("{}", found.problems[0]);
+/// # Ok::<(), gfs2_format::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a volume this version does not know, I/O errors where nothing can be said without the

@@ -218,7 +218,8 @@ impl Observed {
             *byte = *byte & !(3 << shift) | (code as u8) << shift;
         }
         // The blocks of a large file are seen in order: behind the last one of a chunk all may be alike.
-        if slot.index % BLOCKS == BLOCKS - 1 && group.join(n) {
+        let last = slot.index % BLOCKS == BLOCKS - 1 || slot.index + 1 == group.layout.data();
+        if last && group.join(n) {
             self.mixed = self.mixed.saturating_sub(1);
         }
     }
@@ -261,7 +262,11 @@ impl Group {
         let (Some(chunk), Some(alike)) = (self.chunks.get_mut(n), self.alike.get_mut(n)) else {
             return false;
         };
-        let first = chunk.as_ref().and_then(|codes| uniform(&**codes));
+        // The last chunk is not always filled.
+        let used = ((self.layout.data() / 4) as usize)
+            .saturating_sub(n.saturating_mul(CHUNK))
+            .min(CHUNK);
+        let first = chunk.as_ref().and_then(|codes| uniform(codes.get(..used)?));
         if let Some(first) = first {
             *alike = first;
             *chunk = None;

@@ -403,7 +403,8 @@ impl<'a> Run<'a> {
                     Error::io("watch", 0, 0, io::Error::new(io::ErrorKind::ResourceBusy, text)).into(),
                 );
             }
-            let (done, total) = (spent.as_millis() as u64, self.policy.watch.as_millis() as u64);
+            let total = self.policy.watch.as_millis() as u64;
+            let done = (spent.as_millis() as u64).min(total);
             let stage = Stage::Journals;
             match reporter.progress(Progress { stage, done, total }) {
                 Control::Abort => return Err(Stop::Abort),

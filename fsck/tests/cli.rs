@@ -130,7 +130,7 @@ fn a_crashed_volume_is_left_alone_by_n_and_replayed_by_y() {
         assert_eq!(hash(&image), before, "{name}: -n wrote");
         // What a crash leaves besides: unlinked inodes.
         assert!(looked.text.contains("G8: "), "{name}: {}", looked.text);
-        let repaired = run(&["-y"], &image);
+        let repaired = run(&["-y", "--watch", "1"], &image);
         assert_eq!(repaired.code, 1, "{name}: {}", repaired.text);
         let again = run(&["-n"], &image);
         assert_eq!(again.code, 0, "{name}: {}", again.text);
@@ -219,7 +219,8 @@ fn damage_is_told_by_n_and_repaired_by_y() {
     damage::run("set dinode(/links/t).di_nlink = 9", &device).unwrap();
     drop(device);
     let before = hash(&image);
-    let line = "L1: inode 41149: block 41149: the link count is wrong: di_nlink is 9, expected 3 (0x3)";
+    let line =
+        "L1: inode 41149 (/links/t): block 41149: the link count is wrong: di_nlink is 9, expected 3 (0x3)";
     let looked = run(&["-n"], &image);
     assert_eq!(looked.code, 4, "{}", looked.text);
     assert!(looked.text.contains(line), "{}", looked.text);
@@ -290,6 +291,7 @@ fn machines_get_one_object_a_line() {
     let finding = events.iter().find(|event| event["event"] == "finding").unwrap();
     assert_eq!(finding["code"], "L1");
     assert_eq!((&finding["inode"], &finding["found"]), (&41149.into(), &9.into()));
+    assert_eq!(finding["path"], "/links/t");
     let summary = events.last().unwrap();
     assert_eq!(
         (&summary["event"], &summary["exit"]),

@@ -13,7 +13,8 @@ mod support;
 
 use gfs2_format::damage;
 use gfs2_format::device::{BlockDevice, Fault, FaultDevice, FaultOp, FaultRule, MemDevice};
-use gfs2_format::log::LogTime;
+use gfs2_format::log::{DeviceJournal, JournalRead, LogTime, find_head};
+use gfs2_format::{JournalBlock, Volume};
 use gfs2_fsck::{
     Collect, Control, Kind, Outcome, Policy, Problem, Progress, Question, Reporter, Stage, check,
 };
@@ -142,6 +143,99 @@ fn preening_a_shared_volume_that_may_be_mounted_touches_nothing() {
     assert_eq!(device.counts().writes, 0);
 }
 
+/// Writes a journal as a node does that has the volume mounted, as soon as the journals are watched.
+struct Node<'a> {
+    device: &'a MemDevice,
+    collect: Collect,
+}
+
+impl Reporter for Node<'_> {
+    fn problem(&mut self, problem: &Problem) {
+        self.collect.problem(problem);
+    }
+
+    fn ask(&mut self, _question: Question<'_>) -> bool {
+        true
+    }
+
+    fn progress(&mut self, progress: Progress) -> Control {
+        if progress.stage == Stage::Journals {
+            let volume = Volume::open(self.device).unwrap();
+            let map = &volume.journals[1].map;
+            let ring = DeviceJournal::new(self.device, &volume.geometry, map);
+            let head = find_head(&ring, &volume.geometry).unwrap().unwrap();
+            let (at, next) = (head.position.get(), head.position.get() + 1);
+            let script = format!(
+                "copy journal 1 block {at} to journal 1 block {next}\n\
+                 set log_header(journal 1 block {next}).lh_blkno = {next}\n\
+                 set log_header(journal 1 block {next}).lh_sequence = {}, fix crc",
+                head.header.sequence + 1
+            );
+            damage::run(&script, self.device).unwrap();
+        }
+        Control::Continue
+    }
+}
+
+/// A journal that grows while it is watched is that of a live node: hands off.
+#[test]
+fn a_volume_that_another_node_writes_is_not_repaired() {
+    let image = fixture("cluster2j-dirty");
+    let device = FaultDevice::new(&image);
+    let policy = Policy {
+        watch: std::time::Duration::from_secs(20),
+        ..policy()
+    };
+    let mut node = Node {
+        device: &image,
+        collect: Collect::default(),
+    };
+    let error = check(&device, &policy, &mut node).unwrap_err().to_string();
+    assert!(error.contains("journal1 is being written"), "{error}");
+    assert_eq!(device.counts().writes, 0);
+}
+
+/// J6: block numbers in a journal are believed only where they may be written.
+#[test]
+fn a_journal_that_points_outside_is_not_obeyed() {
+    for target in [u64::MAX / 2, 99_999_999, 16] {
+        let image = fixture("dirty4k");
+        let volume = Volume::open(&image).unwrap();
+        let sb = volume.geometry.superblock().get();
+        let target = if target == 16 { sb } else { target };
+        let ring = DeviceJournal::new(&image, &volume.geometry, &volume.journals[0].map);
+        let len = volume.geometry.block_len();
+        let mut changed = 0;
+        for n in 0..ring.ring().blocks() {
+            let at = ring.address(JournalBlock::new(n)).get() * len as u64;
+            let mut block = vec![0; len];
+            image.read_at(at, &mut block).unwrap();
+            // A log descriptor: its entries begin at byte 72.
+            if block[..4] == [1, 0x16, 0x19, 0x70] && block[7] == 9 {
+                block[72..80].copy_from_slice(&target.to_be_bytes());
+                image.write_at(at, &block).unwrap();
+                changed += 1;
+            }
+        }
+        assert!(changed > 0);
+        let mut before = vec![0; 4096];
+        image.read_at(65536, &mut before).unwrap();
+        let mut found = Collect {
+            answer: true,
+            ..Collect::default()
+        };
+        let outcome = check(&image, &policy(), &mut found).unwrap();
+        let kinds: Vec<Kind> = found.problems.iter().map(|problem| problem.kind).collect();
+        assert!(kinds.contains(&Kind::JournalReplay), "{target}: {kinds:?}");
+        assert_eq!(outcome.uncorrected(), 0, "{target}: {outcome:?}");
+        let mut after = vec![0; 4096];
+        image.read_at(65536, &mut after).unwrap();
+        assert!(after == before, "{target}: the superblock");
+        let again = check(&image, &Policy::read_only(), &mut Collect::default()).unwrap();
+        assert_eq!(again.errors, 0, "{target}: {again:?}");
+    }
+}
+
 /// Everything the program said so far, up to and including `until`.
 fn read_until(out: &mut impl BufRead, until: &str) -> String {
     let mut text = Vec::new();
@@ -164,7 +258,7 @@ fn ctrl_c_asks_what_to_do() {
     let path = dir.path().join("image");
     std::fs::write(&path, bytes(&damaged())).unwrap();
     // The first place that asks is before the inodes, where nothing can be left out.
-    for (answer, code) in [("a", 32), ("s", 1), ("c", 1)] {
+    for (answer, code) in [("a", 36), ("s", 1), ("c", 1)] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_fsck-gfs2"))
             .arg(&path)
             .stdin(Stdio::piped())

@@ -114,6 +114,112 @@ fn duplicates_beyond_the_list_are_counted() {
     assert_eq!(kinds(&found), BTreeSet::from([DuplicateMany, Leaked]));
 }
 
+/// The catalogue's classes, each with a case that brings it (or a test named here).
+#[test]
+fn every_class_of_the_catalogue_has_a_case() {
+    let codes: BTreeSet<&str> = CASES
+        .iter()
+        .chain(support::heavy::HEAVY)
+        .flat_map(|case| case.finds.iter().map(|kind| kind.code()))
+        .collect();
+    // Classes that are told apart by what is damaged, or that have tests elsewhere.
+    let elsewhere = [
+        (
+            "S2",
+            "format, multihost format (heavy); cli: what_is_no_volume_is_refused",
+        ),
+        ("S3", "no magic; superblock zeroed (heavy)"),
+        ("S4", "master elsewhere, root elsewhere, beyond (heavy)"),
+        ("G9", "untouched: groups_with_gaps_between_them; kernel: grown"),
+        ("J6", "control: a_journal_that_points_outside_is_not_obeyed"),
+        (
+            "J7",
+            "reference: what_we_replayed_satisfies_the_reference (revokes)",
+        ),
+        ("U3", "inode as data, indirect block as data"),
+        ("L4", "repair: lost_found_is_made_and_used_again"),
+    ];
+    let range = |letter: char, last: u32| (1..=last).map(move |n| format!("{letter}{n}"));
+    let listed = [
+        ('S', 5),
+        ('T', 6),
+        ('G', 9),
+        ('J', 8),
+        ('I', 9),
+        ('U', 4),
+        ('X', 7),
+        ('D', 16),
+        ('C', 4),
+        ('L', 4),
+    ];
+    for class in listed.into_iter().flat_map(|(letter, last)| range(letter, last)) {
+        let known = codes.contains(&*class) || elsewhere.iter().any(|(name, _)| *name == class);
+        assert!(known, "{class} has no case");
+    }
+}
+
+#[test]
+fn findings_name_the_paths_of_their_inodes() {
+    let image = fixture(IMAGE);
+    let map = Map::new(&image);
+    let deep = "/deep/d1/d2/d3/d4/d5";
+    let script = format!(
+        "set dinode(/links/t).di_nlink = 9\nset dinode({deep}).di_goal_meta = 0\n\
+         set dinode(/big/f100).di_blocks = 9\nset dinode(master:/inum).di_blocks = 7\n\
+         set dinode(block {}).di_goal_meta = 0\nset pointer(/data/f4k, 1) = {}",
+        map.path(""),
+        map.top(map.path("data/jd"), 3)
+    );
+    damage::run(&script, &image).unwrap();
+    let (_, found) = look(&image, &Policy::read_only());
+    let text = |path: &Option<Box<[u8]>>| {
+        path.as_ref()
+            .map(|path| String::from_utf8(path.to_vec()).unwrap())
+    };
+    let paths: BTreeSet<(Kind, Option<String>)> = found
+        .problems
+        .iter()
+        .map(|problem| (problem.kind, text(&problem.path)))
+        .collect();
+    for (kind, path) in [
+        (LinkCount, "/links/t"),
+        (DinodeGoal, deep),
+        (DinodeGoal, "/"),
+        (DinodeBlocks, "/big/f100"),
+        (DinodeBlocks, "master:/inum"),
+    ] {
+        assert!(
+            paths.contains(&(kind, Some(path.to_owned()))),
+            "{kind:?} {path}: {paths:?}"
+        );
+    }
+    let shared = found
+        .problems
+        .iter()
+        .find(|problem| problem.kind == Duplicate)
+        .unwrap();
+    let both = BTreeSet::from([text(&shared.path), text(&shared.other_path)]);
+    assert_eq!(
+        both,
+        BTreeSet::from([Some("/data/f4k".to_owned()), Some("/data/jd".to_owned())])
+    );
+}
+
+/// A budget that is too small is no reason to say less, but it is said.
+#[test]
+fn memory_that_is_needed_is_said() {
+    let image = fixture(IMAGE);
+    damage::run("set dinode(/links/t).di_nlink = 9", &image).unwrap();
+    let small = Policy {
+        memory: 1 << 20,
+        ..Policy::read_only()
+    };
+    let (outcome, found) = look(&image, &small);
+    assert!(outcome.memory > 1 << 20, "{outcome:?}");
+    let (usual, wanted) = look(&image, &Policy::read_only());
+    assert_eq!((usual.memory, found), (0, wanted));
+}
+
 #[test]
 fn an_unreadable_block_is_a_finding_and_the_check_goes_on() {
     let image = fixture(IMAGE);

@@ -52,6 +52,10 @@ const TOUCHED: &[(&str, &[&str])] = &[
     ("hash block", &["/big/"]),
     ("name twice", &["/perm/m0755"]),
     ("subtree lost", &["/"]),
+    ("directory lost, and empty", &["/data/topdir"]),
+    ("file lost, with a bad pointer", &["/data/f4k"]),
+    ("file lost", &["/data/jd"]),
+    ("file lost, and empty", &["/data/append"]),
 ];
 
 /// A path of this list stands for itself only where it ends with a slash: what is in such a directory is untouched.
@@ -231,6 +235,35 @@ fn directories() {
 #[test]
 fn connectivity_and_links() {
     all("CL");
+}
+
+/// L4: made when it is missing, used when it is there, and a file of that name is in nobody's way.
+#[test]
+fn lost_found_is_made_and_used_again() {
+    let device = fixture(IMAGE);
+    let names = |device: &_| -> Vec<String> {
+        contents(device)
+            .into_keys()
+            .filter(|path| path.starts_with("/lost+found"))
+            .collect()
+    };
+    assert_eq!(names(&device), Vec::<String>::new());
+    for (path, count) in [("/data/jd", 2), ("/data/f100k", 3)] {
+        let map = Map::new(&device);
+        let inode = map.path(path.trim_start_matches('/'));
+        let free = map.blank(gfs2_format::ondisk::BlockState::Free);
+        damage::run(&format!("set dirent({path}).no_addr = {free}"), &device).unwrap();
+        let (outcome, found) = run(&device, &policy());
+        assert_eq!(outcome.uncorrected(), 0, "{}", told(&found));
+        let names = names(&device);
+        assert_eq!(names.len(), count, "{names:?}");
+        assert!(
+            names.contains(&format!("/lost+found/lost_file_{inode}")),
+            "{names:?}"
+        );
+        assert_eq!(run(&device, &Policy::read_only()).0.errors, 0);
+    }
+    reference(&device).unwrap();
 }
 
 #[test]

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Counts since the mount, by operation.
 pub struct Counters {
     by_opcode: [AtomicU64; OPCODES],
+    by_ring: AtomicU64,
 }
 
 impl Default for Counters {
     fn default() -> Self {
         Self {
             by_opcode: [const { AtomicU64::new(0) }; OPCODES],
+            by_ring: AtomicU64::new(0),
         }
     }
 }
@@ -24,6 +26,16 @@ impl Counters {
         if let Some(counter) = counter {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn count_by_ring(&self) {
+        self.by_ring.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests came by io_uring.
+    #[must_use]
+    pub fn by_ring(&self) -> u64 {
+        self.by_ring.load(Ordering::Relaxed)
     }
 
     /// Names (the protocol's, in lower case) and counts of the operations that were asked for.

@@ -12,6 +12,7 @@
 //! away); threads that are not needed end.
 
 use super::abi::Fattr;
+use super::counters::Counters;
 use super::front::{Front, MAX_IO, Scratch, Target};
 use super::interrupt::{Desk, Slot};
 use super::notify::Notifications;
@@ -386,6 +387,10 @@ impl Crew {
 
     pub(super) fn channel(&self) -> &Arc<Channel> {
         &self.channel
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        self.notifications.counters()
     }
 
     pub(super) fn desk(&self) -> &Desk {

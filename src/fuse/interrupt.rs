@@ -102,6 +102,26 @@ impl Desk {
         self.asked.load(Ordering::Relaxed) == 0
     }
 
+    /// Looks at requests that are still under way since the last look, whether or not an interrupt has come: of one that
+    /// came by a ring the kernel forgets to tell us when the signal was there before we had it. False: there is none
+    /// under way.
+    pub(super) fn look_at_the_waiting(&self, seen: &mut Vec<u64>) -> bool {
+        let mut waiting = Vec::new();
+        for slot in self.slots.lock().iter() {
+            let current = slot.current.lock();
+            if current.unique == 0 {
+                continue;
+            }
+            // One that cannot be seen may be the kernel's own.
+            if seen.contains(&current.unique) && has_sigkill(current.pid) == Some(true) {
+                slot.interrupt.interrupt();
+            }
+            waiting.push(current.unique);
+        }
+        *seen = waiting;
+        !seen.is_empty()
+    }
+
     /// Looks again at requests whose process had a signal that did not kill it.
     pub(super) fn look_at_the_dying(&self) {
         if self.is_quiet() {
@@ -125,17 +145,21 @@ impl Desk {
 
 /// Is the process (or thread) being killed? One that cannot be seen from here counts as that.
 fn is_dying(pid: u32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
-        return true;
-    };
-    status
+    has_sigkill(pid).unwrap_or(true)
+}
+
+/// `None`: there is no such process to be seen.
+fn has_sigkill(pid: u32) -> Option<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let hit = status
         .lines()
         .filter_map(|line| {
             line.strip_prefix("SigPnd:")
                 .or_else(|| line.strip_prefix("ShdPnd:"))
         })
         .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .any(|mask| mask & SIGKILL_BIT != 0)
+        .any(|mask| mask & SIGKILL_BIT != 0);
+    Some(hit)
 }
 
 #[cfg(test)]
@@ -184,7 +208,16 @@ mod tests {
         other.current.lock().pid = u32::MAX;
         desk.look_at_the_dying();
         assert!(other.interrupt.is_hit() && desk.is_quiet());
-        // The next request of a thread starts anew.
+        // The next request of a thread starts anew; who was not asked for is looked at too, but must be seen to die.
+        let mut seen = Vec::new();
+        slot.finish();
+        other.finish();
+        assert!(!desk.look_at_the_waiting(&mut seen));
+        slot.begin(16, u32::MAX);
+        for _ in 0..2 {
+            assert!(desk.look_at_the_waiting(&mut seen));
+            assert_eq!((seen.as_slice(), slot.interrupt.is_hit()), (&[16][..], false));
+        }
         slot.finish();
         slot.begin(14, 1);
         assert!(!slot.interrupt.is_hit());

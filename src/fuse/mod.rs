@@ -5,6 +5,9 @@
 //! SETATTR, OPEN and SETXATTR that HANDLE_KILLPRIV_V2 and ACLs need nor whole requests in aligned buffers, and it has
 //! no epoch and no prune notification. Requests answered where they were read save two switches of threads each.
 //!
+//! Requests come by reads of the device (`crew`) or, where the kernel can, by io_uring (`rings`); all else is the
+//! same. Unsafe code is in `station` alone.
+//!
 //! The seam is [`mount`] and [`serve`] plus [`Notifications`].
 //!
 //! Invariants: every request is answered once; notifications to the kernel are sent from the caller's thread, which

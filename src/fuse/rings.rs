@@ -6,8 +6,10 @@
 //! than most requests do. The kernel gives a request to the entry that was used last.
 //!
 //! Invariants: a thread that sleeps (before a lock, a device) keeps its own entry and nothing else, the others of its
-//! queue go on being used; there are as many entries as the crew of the device may have threads, so that as many
-//! requests can wait. FORGET, INTERRUPT and notifications go by the device as ever, where the crew reads.
+//! queue go on being used. All entries are there from the beginning, as many as the crew of the device may have threads:
+//! one made later would not be given what waits already, for the kernel looks at a queue only when an entry has answered
+//! (and it has no way to take an entry back). An entry has 1 MiB of address space for payload, of which it keeps 64 KiB
+//! once it has nothing to do. FORGET, INTERRUPT and notifications go by the device as ever, where the crew reads.
 
 use super::abi::{InHeader, Opcode, ring};
 use super::crew::{Crew, THREADS_MAX};
@@ -17,22 +19,28 @@ use super::reply::{Answer, Channel, Reply};
 use super::request::{decode, decode_write};
 use super::station::{Parts, Station};
 use crate::error::Errno;
+use crate::sleep;
 use gfs2_format::device::AlignedBuf;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use zerocopy::FromBytes;
 
 /// Whether the kernel hands out requests by io_uring; writable for root.
 const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 /// The processors there may ever be: the kernel has a queue for each.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
-/// Entries of a queue, at least.
+/// Threads of a queue, at least.
 const DEPTH_MIN: usize = 16;
+/// How often requests that sleep are looked at.
+const LOOK: Duration = Duration::from_millis(200);
 /// With more processors than this the device is used.
 const QUEUES_MAX: usize = 128;
 
@@ -124,64 +132,176 @@ fn count_list(text: &str) -> Option<usize> {
     Some(count)
 }
 
+#[derive(Debug, Default)]
+struct Tasks {
+    /// Threads sleep: their processes may be killed.
+    look: bool,
+    /// The mount has ended.
+    over: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    crew: Arc<Crew>,
+    /// `Tasks::look` is set.
+    looking: AtomicBool,
+    tasks: Mutex<Tasks>,
+    wake: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
 /// The threads of all queues.
 #[derive(Debug)]
 pub(super) struct Rings {
-    threads: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 impl Rings {
     /// Begins to take requests by rings, once INIT has agreed on it. Where that fails the kernel goes back to the device.
     pub(super) fn start(crew: &Arc<Crew>) -> Self {
-        let mut rings = Self { threads: Vec::new() };
-        let all = queues().and_then(|queues| {
-            // The kernel begins when every queue has an entry.
-            rings.add_to_all(crew, queues, 1)?;
-            Ok(queues)
+        let shared = Arc::new(Shared {
+            crew: Arc::clone(crew),
+            looking: AtomicBool::new(false),
+            tasks: Mutex::default(),
+            wake: Condvar::new(),
+            threads: Mutex::default(),
         });
-        let queues = match all {
-            Ok(queues) => queues,
-            Err(error) => {
-                tracing::warn!("requests come by /dev/fuse and not by io_uring: {error}");
-                refuse(crew.channel());
-                return rings;
-            }
+        let keeping = Arc::clone(&shared);
+        let keeper = std::thread::Builder::new()
+            .name("gfs2-ring-keep".into())
+            .spawn(move || keeping.keep());
+        let (keeper, begun) = match keeper {
+            Ok(keeper) => (Some(keeper), shared.begin()),
+            Err(error) => (None, Err(error)),
         };
-        let more = (THREADS_MAX / queues).max(DEPTH_MIN) - 1;
-        if let Err(error) = rings.add_to_all(crew, queues, more) {
-            tracing::warn!("fewer requests can wait at a time than should: {error}");
+        if let Err(error) = begun {
+            tracing::warn!("requests come by /dev/fuse and not by io_uring: {error}");
+            refuse(crew.channel());
         }
-        tracing::debug!(queues, threads = rings.threads.len(), "requests come by io_uring");
-        rings
-    }
-
-    /// Adds so many threads to every queue.
-    fn add_to_all(&mut self, crew: &Arc<Crew>, queues: usize, count: usize) -> io::Result<()> {
-        let (sender, results) = channel();
-        for _ in 0..count {
-            for queue in 0..queues {
-                self.add(crew, queue, &sender)?;
-            }
-        }
-        drop(sender);
-        results.iter().collect()
-    }
-
-    fn add(&mut self, crew: &Arc<Crew>, queue: usize, result: &Sender<io::Result<()>>) -> io::Result<()> {
-        let (crew, result) = (Arc::clone(crew), result.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("gfs2-ring-{queue}"))
-            .spawn(move || work(&crew, queue, &result))?;
-        self.threads.push(thread);
-        Ok(())
+        Self { shared, keeper }
     }
 
     /// Waits for the end of the mount.
     pub(super) fn join(self) {
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a thread of a ring panicked; please report this");
+        self.shared.tasks.lock().over = true;
+        self.shared.wake.notify_one();
+        let mut panics = self
+            .keeper
+            .map_or(0, |keeper| usize::from(keeper.join().is_err()));
+        let threads = std::mem::take(&mut *self.shared.threads.lock());
+        for thread in threads {
+            panics += usize::from(thread.join().is_err());
+        }
+        if panics > 0 {
+            tracing::error!("a thread of a ring panicked; please report this");
+        }
+    }
+}
+
+impl Shared {
+    /// Begins the threads of all queues.
+    fn begin(self: &Arc<Self>) -> io::Result<()> {
+        let queues = queues()?;
+        let depth = (THREADS_MAX / queues).max(DEPTH_MIN);
+        // The kernel begins when the last queue has its first entry: the others are complete then.
+        let (last, others) = (queues - 1, 0..queues - 1);
+        for queue in others {
+            self.add(queue, depth)?;
+        }
+        self.add(last, 1)?;
+        if let Err(error) = self.add(last, depth - 1) {
+            tracing::warn!("fewer requests can wait at a time than should: {error}");
+        }
+        tracing::debug!(queues, depth, "requests come by io_uring");
+        Ok(())
+    }
+
+    /// Adds threads to a queue, and waits until the kernel knows their entries.
+    fn add(self: &Arc<Self>, queue: usize, count: usize) -> io::Result<()> {
+        let (sender, results) = channel();
+        for _ in 0..count {
+            let (shared, sender) = (Arc::clone(self), sender.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("gfs2-ring-{queue}"))
+                .spawn(move || shared.work(queue, &sender))?;
+            self.threads.lock().push(thread);
+        }
+        drop(sender);
+        results.iter().take(count).collect()
+    }
+
+    /// The life of the thread that looks at those who sleep.
+    fn keep(&self) {
+        let mut seen = Vec::new();
+        let mut tasks = self.tasks.lock();
+        while !tasks.over {
+            if !tasks.look {
+                self.wake.wait(&mut tasks);
+                continue;
             }
+            self.wake.wait_for(&mut tasks, LOOK);
+            // Whoever goes to sleep from here on says so again.
+            tasks.look = false;
+            self.looking.store(false, Ordering::SeqCst);
+            let more = MutexGuard::unlocked(&mut tasks, || self.crew.desk().look_at_the_waiting(&mut seen));
+            if more {
+                tasks.look = true;
+                self.looking.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// A thread is about to sleep.
+    fn look(&self) {
+        if !self.looking.swap(true, Ordering::SeqCst) {
+            self.tasks.lock().look = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// The life of a thread of a queue.
+    fn work(self: &Arc<Self>, queue: usize, result: &Sender<io::Result<()>>) {
+        stay_on(queue);
+        let station = u16::try_from(queue)
+            .map_err(|_| io::ErrorKind::InvalidInput.into())
+            .and_then(|queue| Station::new(self.crew.channel(), queue, MAX_IO as usize))
+            .and_then(|mut station| station.register().map(|()| station));
+        let mut station = match station {
+            Ok(station) => station,
+            Err(error) => {
+                let _ = result.send(Err(error));
+                return;
+            }
+        };
+        let slot = self.crew.desk().slot();
+        slot.enter();
+        let shared = Arc::clone(self);
+        sleep::register(move || shared.look());
+        // Whoever counts may have given up.
+        let _ = result.send(Ok(()));
+        if let Err(error) = self.serve(&slot, &mut station) {
+            tracing::error!(queue, "a ring has failed: {error}");
+        }
+        self.crew.desk().give_back(&slot);
+    }
+
+    fn serve(&self, slot: &Slot, station: &mut Station) -> io::Result<()> {
+        let mut place = Place::default();
+        while station.next()? {
+            place.serve(&self.crew, slot, station)?;
+        }
+        Ok(())
+    }
+}
+
+/// One that cannot be kept on its processor is still right, only slower.
+fn stay_on(queue: usize) {
+    if queue < CpuSet::MAX_CPU {
+        let mut here = CpuSet::new();
+        here.set(queue);
+        if let Err(error) = sched_setaffinity(None, &here) {
+            tracing::debug!(queue, "a ring's thread runs anywhere: {error}");
         }
     }
 }
@@ -192,47 +312,6 @@ fn refuse(channel: &Arc<Channel>) {
     if none.is_ok() {
         tracing::error!("the kernel has taken a ring for a processor that there is not");
     }
-}
-
-/// The life of a thread.
-fn work(crew: &Arc<Crew>, queue: usize, result: &Sender<io::Result<()>>) {
-    // One that cannot be kept on its processor is still right, only slower.
-    let mut here = CpuSet::new();
-    if queue < CpuSet::MAX_CPU {
-        here.set(queue);
-        let _ = sched_setaffinity(None, &here);
-    }
-    let station = u16::try_from(queue)
-        .map_err(|_| io::ErrorKind::InvalidInput.into())
-        .and_then(|queue| Station::new(crew.channel(), queue, MAX_IO as usize))
-        .and_then(|mut station| station.register().map(|()| station));
-    let mut station = match station {
-        Ok(station) => station,
-        Err(error) => {
-            let _ = result.send(Err(error));
-            return;
-        }
-    };
-    // Whoever counts may have given up.
-    let _ = result.send(Ok(()));
-    let slot = crew.desk().slot();
-    slot.enter();
-    let mut place = Place::default();
-    loop {
-        match station.next() {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(error) => {
-                tracing::error!(queue, "a ring has failed: {error}");
-                break;
-            }
-        }
-        if let Err(error) = place.serve(crew, &slot, &mut station) {
-            tracing::error!(queue, "a ring does not take an answer: {error}");
-            break;
-        }
-    }
-    crew.desk().give_back(&slot);
 }
 
 /// What a thread needs besides its station.
@@ -289,6 +368,7 @@ impl Place {
             reply.error(Errno::EIO);
             return 0;
         };
+        crew.counters().count_by_ring();
         let given = (entry.payload_sz as usize).min(payload.len());
         put_head(&mut self.message, &header, headers, given);
         // Nothing large is copied: a WRITE's payload stays where it is, a READ's is made where it leaves from.

@@ -20,9 +20,10 @@ use std::time::Duration;
 /// Of the budget, what is left after a cut: 85 percent.
 const LOW: (usize, usize) = (17, 20);
 /// Parts of the budget: blocks are not cut below a quarter of it for the sake of inodes, maps of resource groups not
-/// below an eighth; ghosts may take an eighth; dirty data may, too.
+/// below an eighth (and never more than a quarter); ghosts may take an eighth; dirty data may, too.
 const BUFFERS_LEAST: usize = 4;
 const MAPS_LEAST: usize = 8;
+const MAPS_MOST: usize = 4;
 const GHOSTS_MOST: usize = 8;
 const DIRTY_MOST: usize = 8;
 /// Inodes made ghosts in one go.
@@ -176,6 +177,7 @@ impl Engine {
         self.cache.set_limit(budget / 4 * 3);
         let dirty = (budget / DIRTY_MOST).min(crate::cache::DIRTY_BYTES);
         self.cache.data().set_limit(dirty);
+        self.rgrps.set_limit(budget / MAPS_MOST);
         self.glocks.set_budget(budget / 2 / GLOCK_BYTES);
         self.inodes
             .set_alarm(budget / 2 / (ENTRY_BYTES + 2 * GLOCK_BYTES));

@@ -270,6 +270,7 @@ impl MountOptions {
             || word.starts_with("x-")
             || word.starts_with("X-")
             || word.starts_with("comment=")
+            || is_shown_by_the_kernel(word)
         {
             return Ok(());
         }
@@ -393,6 +394,13 @@ impl MountOptions {
     }
 }
 
+/// What `/proc/mounts` shows of every FUSE mount: mount(8) hands it back at a remount that names the target alone.
+fn is_shown_by_the_kernel(word: &str) -> bool {
+    ["user_id=", "group_id=", "max_read=", "blksize="]
+        .iter()
+        .any(|key| word.strip_prefix(key).is_some_and(|n| n.parse::<u32>().is_ok()))
+}
+
 /// Words without effect that still belong to this filesystem.
 fn is_specific(word: &str) -> bool {
     !matches!(
@@ -507,6 +515,15 @@ mod tests {
         assert!(bad.to_string().contains("'noatime'"), "{bad}");
         assert!(parse("colour=blue").unwrap_err().why.contains("not known"));
         assert!(MountOptions::parse("colour=blue,ro", true).unwrap().read_only);
+    }
+
+    #[test]
+    fn what_the_kernel_shows_of_a_mount_can_be_handed_back_at_a_remount() {
+        let shown =
+            "rw,relatime,user_id=0,group_id=0,default_permissions,allow_other,max_read=1048576,blksize=4096";
+        let options = parse(&format!("{shown},remount,ro")).unwrap();
+        assert!(options.remount && options.read_only && options.specific.is_empty());
+        assert!(parse("user_id=root").is_err() && parse("user_id").is_err());
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn wants_atime(engine: &Engine, dinode: &Dinode, now: Timestamp) -> bool {
     let atime = dinode.atime();
     match engine.options.atime {
         AtimeMode::Never => false,
-        AtimeMode::Always => atime < now,
+        AtimeMode::Always => atime != now,
         AtimeMode::Relative => {
             atime <= dinode.mtime()
                 || atime <= dinode.ctime()
@@ -216,14 +216,14 @@ fn wants_atime(engine: &Engine, dinode: &Dinode, now: Timestamp) -> bool {
 /// next read.
 pub(super) fn touch(engine: &Engine, inode: &Inode, dinode: &Dinode) -> FsResult<()> {
     let now = now();
-    if engine.check_writable().is_err() || !wants_atime(engine, dinode, now) || dinode.atime() >= now {
+    if engine.check_writable().is_err() || !wants_atime(engine, dinode, now) || dinode.atime() == now {
         return Ok(());
     }
     let moved = (|| {
         let Some(mut locked) = engine.try_exclusive(inode)? else {
             return Ok(());
         };
-        if locked.dinode().atime() >= now || !wants_atime(engine, locked.dinode(), now) {
+        if locked.dinode().atime() == now || !wants_atime(engine, locked.dinode(), now) {
             return Ok(());
         }
         let mut work = engine.begin(Reservation::blocks(1), None)?;

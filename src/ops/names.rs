@@ -2,6 +2,7 @@
 
 use super::attr::{attr, check_mutable};
 use super::fs::Fs;
+use super::io::touch;
 use super::types::{Caller, Entry};
 use crate::error::{Errno, FsError, FsResult};
 use crate::inode::{Engine, Inode, InodeRef, Locked, now};
@@ -151,12 +152,16 @@ impl Fs {
             if inode.kind() != FileType::Symlink {
                 return Err(Errno::EINVAL.into());
             }
-            let locked = engine.shared(&inode)?;
-            let target = tree::stuffed(locked.block(), ino, engine.geometry())?;
+            let (target, dinode) = {
+                let locked = engine.shared(&inode)?;
+                let target = tree::stuffed(locked.block(), ino, engine.geometry())?.to_vec();
+                (target, *locked.dinode())
+            };
             if target.is_empty() {
                 return Err(FsError::Inconsistent(format!("inode {ino}: a symlink of size 0")));
             }
-            Ok(target.to_vec())
+            touch(engine, &inode, &dinode)?;
+            Ok(target)
         })
     }
 

@@ -170,20 +170,21 @@ impl Group {
     }
 
     /// Reads header and bitmaps, unless that has been done since the glock came; then lets go of what has become
-    /// durable.
-    pub(super) fn load<R: BlockRead + ?Sized>(&self, reader: &R, durable: CommitSeq) -> FsResult<()> {
+    /// durable. True: they had to be read.
+    pub(super) fn load<R: BlockRead + ?Sized>(&self, reader: &R, durable: CommitSeq) -> FsResult<bool> {
         let mut core = self.core();
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
-        if !core.loaded {
+        let fresh = !core.loaded;
+        if fresh {
             let last = core.last;
-            let fresh = self.read(reader)?;
-            *core = Core { last, ..fresh };
+            let read = self.read(reader)?;
+            *core = Core { last, ..read };
         }
         core.release(durable);
         self.set_hint(&core);
-        Ok(())
+        Ok(fresh)
     }
 
     fn read<R: BlockRead + ?Sized>(&self, reader: &R) -> FsResult<Core> {

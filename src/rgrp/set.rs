@@ -18,7 +18,7 @@ use gfs2_format::{BlockAddr, BlockRead, Error, Expected, tree};
 use parking_lot::RwLock;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// What an allocation needs.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +76,8 @@ pub(crate) struct Rgrps {
     entries: RwLock<Arc<Vec<Arc<Entry>>>>,
     /// Spreads directories.
     turn: AtomicU64,
+    /// Bytes that what is known of the groups' blocks may take.
+    maps_most: AtomicUsize,
 }
 
 /// The passes over the groups, each less choosy.
@@ -107,7 +109,13 @@ impl Rgrps {
             state,
             entries: RwLock::default(),
             turn: AtomicU64::new(0),
+            maps_most: AtomicUsize::new(usize::MAX),
         }
+    }
+
+    /// Sets how many bytes the maps of the groups may take.
+    pub(crate) fn set_limit(&self, bytes: usize) {
+        self.maps_most.store(bytes, Ordering::Relaxed);
     }
 
     fn durable(&self) -> CommitSeq {
@@ -225,9 +233,14 @@ impl Rgrps {
         }
         // From here on the hold gives the local lock back.
         let hold = Hold::new(Arc::clone(&entry.group), lock);
-        entry
-            .group
-            .load(&Reader::new(&self.cache, hold.lock()), self.durable())?;
+        let reader = Reader::new(&self.cache, hold.lock());
+        if entry.group.load(&reader, self.durable())? {
+            let most = self.maps_most.load(Ordering::Relaxed);
+            if self.usage().1 > most {
+                // Ours stays: somebody is at it.
+                self.shrink_to(most / 2);
+            }
+        }
         Ok(Some(hold))
     }
 

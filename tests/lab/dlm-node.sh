@@ -12,7 +12,7 @@ totem {
   version: 2
   cluster_name: lab
   transport: knet
-  token: ${TOKEN:-4000}
+  token: ${TOKEN:-5000}
   crypto_cipher: none
   crypto_hash: none
 }
@@ -26,12 +26,16 @@ quorum {
   two_node: 1
 }
 nodelist {
-  node { nodeid: 1
+  node {
+    nodeid: 1
     name: n1
-    ring0_addr: 10.77.0.1 }
-  node { nodeid: 2
+    ring0_addr: 10.77.0.1
+  }
+  node {
+    nodeid: 2
     name: n2
-    ring0_addr: 10.77.0.2 }
+    ring0_addr: 10.77.0.2
+  }
 }
 E
 {

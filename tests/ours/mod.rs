@@ -3,6 +3,8 @@
 // Each test program takes the part it needs.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod watch;
+
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -493,6 +493,7 @@ impl Model {
         self.rename_in(id, from, to);
         self.touch(from.0);
         self.touch(to.0);
+        self.moved(id, from.0, to.0);
         Ok(())
     }
 
@@ -503,6 +504,15 @@ impl Model {
         self.rename_in(other, to, from);
         self.touch(from.0);
         self.touch(to.0);
+        self.moved(id, from.0, to.0);
+        self.moved(other, to.0, from.0);
+    }
+
+    /// A directory that comes below another one has a new `..`, which GFS2 takes for a modification.
+    fn moved(&mut self, id: Id, from: Id, to: Id) {
+        if from != to && self.is_dir(id) {
+            self.touch(id);
+        }
     }
 
     fn rename_in(&mut self, id: Id, from: &(Id, Vec<u8>), to: &(Id, Vec<u8>)) {

@@ -103,7 +103,7 @@ fn install(vm: &Vm) -> String {
 }
 
 /// The libraries a program maps, the loader included.
-fn libraries(program: &Path) -> Vec<PathBuf> {
+pub fn libraries(program: &Path) -> Vec<PathBuf> {
     let out = super::host::Host::new("ldd").arg(program).check();
     let paths = out.split_whitespace().filter(|w| w.starts_with('/'));
     paths.map(PathBuf::from).collect()

@@ -93,6 +93,8 @@ pub(super) struct Near<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) conf: &'a DlmConf,
     pub(super) two_node: bool,
+    /// There may be news that we have not heard.
+    pub(super) behind: bool,
 }
 
 impl Daemon {
@@ -539,7 +541,7 @@ impl Daemon {
     /// Goes as far as it can be gone.
     pub(super) fn advance(&mut self, near: &Near<'_>, out: &mut Out) {
         self.negotiate(out);
-        if !self.agreed || self.ring_wait || self.ring != near.cluster.ring {
+        if !self.agreed || near.behind || self.ring_wait || self.ring != near.cluster.ring {
             return;
         }
         if !near.conf.enable_quorum_fencing || near.cluster.quorate {

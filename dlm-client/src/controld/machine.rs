@@ -140,6 +140,7 @@ impl Controld {
             cluster: &self.cluster,
             conf: &self.conf,
             two_node: self.config.two_node,
+            behind: self.safety.is_behind(),
         };
         (&mut self.daemon, near)
     }
@@ -151,7 +152,7 @@ impl Controld {
             cluster: &self.cluster,
             daemon: &self.daemon,
             options: &self.conf,
-            suspended: self.safety.is_suspended(),
+            suspended: self.safety.is_suspended() || self.safety.is_behind(),
             grace: self.safety.grace(),
         };
         self.lockspaces.get_mut(name).map(|lockspace| (lockspace, around))
@@ -281,7 +282,7 @@ impl Controld {
                 cluster: &self.cluster,
                 daemon: &self.daemon,
                 options: &self.conf,
-                suspended: self.safety.is_suspended(),
+                suspended: self.safety.is_suspended() || self.safety.is_behind(),
                 grace: self.safety.grace(),
             };
             for lockspace in self.lockspaces.values_mut() {
@@ -330,7 +331,7 @@ impl Controld {
                 cluster: &self.cluster,
                 daemon: &self.daemon,
                 options: &self.conf,
-                suspended: self.safety.is_suspended(),
+                suspended: self.safety.is_suspended() || self.safety.is_behind(),
                 grace,
             };
             lockspace.go_on(&around, out);
@@ -513,7 +514,7 @@ impl Controld {
             cluster: &self.cluster,
             daemon: &self.daemon,
             options: &self.conf,
-            suspended: self.safety.is_suspended(),
+            suspended: self.safety.is_suspended() || self.safety.is_behind(),
             grace: self.safety.grace(),
         };
         Status {

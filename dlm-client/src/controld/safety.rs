@@ -8,6 +8,8 @@
 //!   that is back while apart has taken us for dead: [`Fatal::Evicted`].
 //! - If we stood still for longer than it takes to be given up and nodes go shortly after, it was us who went:
 //!   [`Fatal::Paused`]. (With two nodes both are quorate alone, so the first rule may not be enough.)
+//! - After we stood still, whatever came meanwhile comes before what we send then: until that is back, nobody is fenced
+//!   and no engine started on what we know.
 //! - What we send to ourselves through the cluster comes back within a bounded time, counted from its sending; if not,
 //!   or if we stood still, we must not write ([`Action::Suspend`]) until something that we sent after that is back and
 //!   all that the group of the daemons had to tell before is heard.
@@ -40,6 +42,8 @@ pub(super) struct Safety {
     last_turn: Option<Duration>,
     /// When we noticed that we had stood still, and for how long.
     paused: Option<(Duration, Duration)>,
+    /// We stood still, and the beat of this number, sent after it, has not come back: what we know may be long past.
+    behind: Option<u32>,
     beating: bool,
     counter: u32,
     last_beat: Duration,
@@ -68,6 +72,7 @@ impl Safety {
             inquorate: false,
             last_turn: None,
             paused: None,
+            behind: None,
             beating: false,
             counter: 0,
             last_beat: Duration::ZERO,
@@ -102,6 +107,7 @@ impl Safety {
             if stateful {
                 self.suspend(now, &format!("stood still for {} ms", gap.as_millis()), out);
             }
+            self.behind = Some(self.counter.wrapping_add(1));
         }
         if !self.beating {
             return;
@@ -172,6 +178,11 @@ impl Safety {
         });
     }
 
+    /// May there be a backlog of news that we have not heard?
+    pub(super) const fn is_behind(&self) -> bool {
+        self.behind.is_some()
+    }
+
     /// The heartbeat's group: we are in it from the first change that names us.
     pub(super) fn on_beat_confchg(&mut self, now: Now, members: &[NodeId]) {
         if !self.beating && members.contains(&self.us) {
@@ -190,6 +201,15 @@ impl Safety {
                 self.heard = self.heard.max(sent);
                 break;
             }
+        }
+        let passed = |mark: u32| message.header.data.wrapping_sub(mark) <= u32::MAX >> 1;
+        if self.behind.is_some_and(passed) {
+            self.behind = None;
+        }
+        let fresh = now.mono.saturating_sub(self.heard) <= self.lease();
+        if self.suspended && fresh && self.apart.is_empty() {
+            self.suspended = false;
+            out.push(Action::Resume);
         }
     }
 
@@ -236,6 +256,8 @@ impl Safety {
             for node in &back {
                 self.apart.remove(node);
             }
+            // We had nothing to lose, or are the ones that go on: that they were away is over.
+            self.apart.retain(|node| !back.contains(node));
         }
         verdict
     }

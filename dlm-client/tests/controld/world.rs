@@ -6,8 +6,8 @@ use std::time::Duration;
 use dlm_client::controld::codec::{Body, Message};
 use dlm_client::controld::{Action, Controld, Fatal, Input, Job, Level, Now, Order};
 use dlm_client::fence::conf::DlmConf;
-use dlm_client::membership::MemberEvent;
 use dlm_client::membership::memory::MemoryCluster;
+use dlm_client::membership::{Group, MemberEvent};
 use dlm_client::{NodeId, Plock, PlockOp, PlockStatus};
 
 #[derive(Clone, Copy, Debug)]
@@ -502,11 +502,22 @@ impl World {
             return;
         }
         let (id, source) = &sources[self.random.usize(0..sources.len())];
-        if let Some(event) = self.cluster.take(*id, source) {
+        while let Some(event) = self.cluster.take(*id, source) {
             if let Some(text) = shown(&event) {
                 self.note(format!("{id:?} <- {text}"));
             }
+            let beat = matches!(
+                &event,
+                MemberEvent::Deliver {
+                    group: Group::Beat,
+                    ..
+                }
+            );
             self.step(*id, Input::Member(event));
+            // Heartbeats come in bundles: one at a time they would come ever later.
+            if !beat {
+                break;
+            }
         }
     }
 

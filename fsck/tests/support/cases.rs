@@ -161,17 +161,17 @@ pub(crate) const CASES: &[Case] = cases! {
         format!("set dirent(block {dir} at 280).no_addr = {dir}\nset dirent(block {dir} at 280).no_formal_ino = {}", formal(m, dir))
     } => [DotdotTarget];
     "entry to a free block": m => format!("set dirent(/names/a).no_addr = {}", m.blank(BlockState::Free))
-        => [EntryTarget, Orphan];
-    "entry to nowhere": _ => "set dirent(/names/a).no_addr = 99999999" => [EntryTarget, Orphan];
+        => [EntryTarget, EmptyOrphan];
+    "entry to nowhere": _ => "set dirent(/names/a).no_addr = 99999999" => [EntryTarget, EmptyOrphan];
     "entry's formal number": _ => "set dirent(/names/a).no_formal_ino = 999" => [EntryFormal];
     "entry's type": _ => "set dirent(/names/a).de_type = 4" => [EntryType];
     "entry's hash": _ => "set dirent(/names/a).de_hash = 1" => [EntryHash];
-    "entry's name length": _ => "set dirent(/names/a).de_name_len = 100" => [EntryRecord, Orphan];
+    "entry's name length": _ => "set dirent(/names/a).de_name_len = 100" => [EntryRecord, EmptyOrphan];
     "last entry's length": m => format!("set dirent(block {} at 280).de_rec_len = 2000", m.path("deep/d1/d2"))
         => [EntryRecord, Unreachable, LinkCount, Orphan];
     "slash": m => poke_name(m, m.path("names"), b"-dash", b"-d/sh") => [EntryName, EntryHash];
     "second link": m => format!("set dirent(/names/a).no_addr = {0}\nset dirent(/names/a).no_formal_ino = {1}\n\
-        set dirent(/names/a).de_type = 4", m.path("deep"), formal(m, m.path("deep"))) => [SecondLink, Orphan];
+        set dirent(/names/a).de_type = 4", m.path("deep"), formal(m, m.path("deep"))) => [SecondLink, EmptyOrphan];
     "entries": _ => "set dinode(/names).di_entries = 99" => [EntryCount];
     "entries of a hashed directory": _ => "set dinode(/big).di_entries = 99" => [EntryCount];
     "empty slot": _ => "set pointer(/data, 0) = 0" => [HashTable];
@@ -183,14 +183,14 @@ pub(crate) const CASES: &[Case] = cases! {
             script
         })
     } => [LeafPlace];
-    "leaf lost": m => format!("zero block {}", m.pointer(m.top(m.path("big"), 0), 0)) => [LeafBlock, Orphan];
+    "leaf lost": m => format!("zero block {}", m.pointer(m.top(m.path("big"), 0), 0)) => [LeafBlock, EmptyOrphan];
     "leaf chain": m => {
         let leaf = halves(m, "data").0;
         format!("set leaf(block {leaf}).lf_next = {leaf}")
     } => [LeafNext, DuplicateMetadata, DinodeBlocks];
     "leaf entries": m => format!("set leaf(block {}).lf_entries = 99", halves(m, "data").0) => [LeafCount];
     "table size": _ => "set dinode(/data).di_size = 1024" => [TableSize, DinodeSize];
-    "hash block": m => format!("zero block {}", m.top(m.path("big"), 0)) => [HashBlock, Leaked, Orphan];
+    "hash block": m => format!("zero block {}", m.top(m.path("big"), 0)) => [HashBlock, Leaked, EmptyOrphan];
     "leaf format": m => format!("set leaf(block {}).lf_dirent_format = 7", halves(m, "data").0) => [LeafFormat];
     "name twice": m => {
         let rename = poke_name(m, m.path("perm"), b"m0755", b"m0644");
@@ -198,6 +198,14 @@ pub(crate) const CASES: &[Case] = cases! {
     } => [DuplicateName];
     "subtree lost": m => format!("set dirent(/deep).no_addr = {}", m.blank(BlockState::Free))
         => [EntryTarget, Unreachable, LinkCount];
+    "directory lost, and empty": m => format!("set dirent(/data/topdir).no_addr = {}\n\
+        set dinode(/data/topdir).di_size = 0", m.blank(BlockState::Free)) => [EntryTarget, EmptyDirectory, LinkCount];
+    "file lost, with a bad pointer": m => format!("set dirent(/data/f4k).no_addr = {}\n\
+        set pointer(/data/f4k, 1) = 99999999", m.blank(BlockState::Free))
+        => [EntryTarget, Pointer, BadOrphan, Leaked, DinodeBlocks];
+    "file lost": m => format!("set dirent(/data/jd).no_addr = {}", m.blank(BlockState::Free)) => [EntryTarget, Orphan];
+    "file lost, and empty": m => format!("set dirent(/data/append).no_addr = {}", m.blank(BlockState::Free))
+        => [EntryTarget, EmptyOrphan];
     "link count": _ => "set dinode(/links/t).di_nlink = 9" => [LinkCount];
     "link count of a directory": _ => "set dinode(/deep).di_nlink = 9" => [LinkCount];
 };

@@ -49,7 +49,7 @@ fn unpack(name: &str) -> MemDevice {
 }
 
 /// Writes what is not zero; the file is as large as the device.
-fn save(device: &MemDevice, path: &Path) {
+pub(crate) fn save(device: &MemDevice, path: &Path) {
     let file = std::fs::File::create(path).unwrap();
     file.set_len(device.size()).unwrap();
     let mut buf = vec![0; 1 << 18];

@@ -317,6 +317,51 @@ fn seventeen_equal_bits_end_in_a_chain() {
     dealloc(&mut volume, dir, StepBudget { frees: 3, edits: 2 });
 }
 
+/// A rename as the driver does it: both names looked at first, then the old one removed and the new one put where room
+/// was seen, also where that room has just gone to the record before it.
+#[test]
+fn an_entry_moves_to_the_room_that_was_seen() {
+    let mut rng = Rng(11);
+    let mut adjusted = 0;
+    for count in [12u64, 300] {
+        let (mut volume, dir) = directory(4096);
+        let mut model = empty_model(volume.dinode(dir).unwrap().inode_num());
+        let mut names: Vec<Vec<u8>> = vec![];
+        let fresh = |n: u64, rng: &mut Rng| {
+            let mut name = format!("{n}").into_bytes();
+            name.resize(name.len() + rng.below(60) as usize, b'.');
+            name
+        };
+        for n in 0..count {
+            names.push(fresh(n, &mut rng));
+            add(&mut volume, dir, &names[n as usize], n);
+        }
+        for round in 0..2000 {
+            let n = rng.below(count);
+            let old = names[n as usize].clone();
+            let new = fresh(1000 + round, &mut rng);
+            let (Probe::Here(hit), Probe::Absent(room)) = (
+                probe(&volume, dir, &old).unwrap(),
+                probe(&volume, dir, &new).unwrap(),
+            ) else {
+                panic!("{old:?} to {new:?}");
+            };
+            assert_eq!(Some(*hit.found()), lookup(&volume, dir, &old).unwrap());
+            remove_at(&mut volume, dir, &hit, NOW).unwrap();
+            let after = room.without(&hit);
+            adjusted += u32::from(format!("{after:?}") != format!("{room:?}"));
+            insert_at(&mut volume, dir, &entry(&new, n), &after, NOW).unwrap();
+            names[n as usize] = new;
+        }
+        for (n, name) in (0u64..).zip(&names) {
+            model.insert(name.clone(), (num(n), entry(name, n).kind));
+        }
+        check(&volume, dir, &model, 50);
+        volume.verify(&[dir], true).unwrap();
+    }
+    assert!(adjusted > 10, "the room of the removed record itself: {adjusted}");
+}
+
 /// `count` names of 24 bytes that agree in their hash and in the second checksum's 18 bits: both are affine over the
 /// names' bits, so the names differ by members of the null space of 50 equations in 96 unknowns.
 fn colliding_names(count: usize) -> Vec<Vec<u8>> {

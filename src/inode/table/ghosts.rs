@@ -3,7 +3,7 @@
 //! Invariants: an address has an entry or a ghost, never both; a ghost keeps what the kernel counts (`nlookup`) and the
 //! number it counts it for, nothing else: no lock is held for it, so that on a shared volume another node may have
 //! deleted the inode by the time it is asked for. An inode without links is never made a ghost: its entry is what
-//! deallocates it.
+//! deallocates it; nor one that another node was told we shall deallocate.
 
 use super::{Inode, InodeRef, InodeTable, Known, NewInode, SHARDS, Slot};
 use crate::error::{Errno, FsResult};
@@ -77,7 +77,8 @@ impl Known {
                 continue;
             };
             let used = std::mem::take(&mut slot.referenced);
-            if used || !slot.may_be_ghost() || slot.inode.is_unlinked() {
+            // One that another node wants to delete was promised to be deleted here, at its last use.
+            if used || !slot.may_be_ghost() || slot.inode.is_unlinked() || slot.inode.is_wanted() {
                 self.clock.push_back(addr);
                 continue;
             }

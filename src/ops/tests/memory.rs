@@ -132,6 +132,7 @@ fn another_node_may_delete_what_is_only_remembered() {
     assert_eq!(gone.err(), Some(Errno::ESTALE));
     b.fs.unlink(&ROOT_USER, b.root(), b"big").unwrap();
     b.fs.forget(big, 1);
+    b.fs.sync().unwrap();
     let mut new: BTreeMap<BlockAddr, String> = BTreeMap::new();
     for n in 0..200 {
         let name = format!("new{n}");

@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask install`.
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask install`, `cargo xtask tools`.
 
 mod demo;
 mod install;
 mod steps;
 mod test;
+mod tools;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ enum Task {
     Demo(demo::Args),
     /// Install what the tests need (Debian, root) and run them all: format, lints, docs, tests, the real kernel
     Test(test::Args),
+    /// Build the test suites that come from crates.io into target/tools, once
+    Tools,
     /// Build and install the programs, man pages and completions
     Install(install::Args),
     /// Remove what `install` put in place
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Tools => tools::install(),
         Task::Install(args) => install::install(&args),
         Task::Uninstall(args) => install::uninstall(&args),
     };

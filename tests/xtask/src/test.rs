@@ -1,6 +1,7 @@
 //! Everything that must hold before a change lands.
 
 use crate::steps::{Step, cargo, run as step, top};
+use crate::tools;
 use std::process::Command;
 
 /// `cargo xtask test`.
@@ -15,6 +16,7 @@ pub(crate) fn run(args: &Args) -> Step {
     if !args.no_setup {
         println!("==> installing what the tests need");
         step(Command::new("bash").arg(top().join("tests/lab/setup.sh")))?;
+        tools::install()?;
     }
     println!("==> format");
     step(cargo().args(["fmt", "--all", "--check"]))?;
