@@ -53,6 +53,7 @@
 )]
 
 pub mod backend;
+pub mod control;
 pub mod controld;
 pub mod engine;
 pub mod error;

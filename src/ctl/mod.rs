@@ -1,7 +1,8 @@
-//! `gfs2ctl`: the operator's tool. Its subcommands only read, and need neither a mount nor a lock.
+//! `gfs2ctl`: the operator's tool. What looks at volumes only reads, and needs neither a mount nor a lock.
 //!
 //! Exit codes: 0 done, 1 something could not be read or contradicts the format, 2 wrong use.
 
+mod dlm;
 mod dump;
 
 use crate::completions;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 /// Exit code of a wrong command line.
 const USAGE: u8 = 2;
 
-/// Look at GFS2 volumes.
+/// Look at GFS2 volumes and at the lock daemon.
 #[derive(Debug, Parser)]
 #[command(name = "gfs2ctl", version, after_help = "See gfs2ctl(8).")]
 struct Cli {
@@ -25,6 +26,8 @@ struct Cli {
 enum Verb {
     /// Print on-disk structures of a device or image
     Dump(dump::Args),
+    /// Ask the lock daemon of a mounted node
+    Dlm(dlm::Args),
 }
 
 /// The command, for help, completions and the check of the manual.
@@ -51,8 +54,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    let Verb::Dump(args) = &cli.command;
-    match dump::run(args) {
+    let done = match &cli.command {
+        Verb::Dump(args) => dump::run(args),
+        Verb::Dlm(args) => dlm::run(args)
+            .map(|text| dump::Output {
+                text,
+                problems: Vec::new(),
+            })
+            .map_err(dump::Failure::Device),
+    };
+    match done {
         Ok(output) => print(&output),
         Err(dump::Failure::Usage(message)) => {
             eprintln!("gfs2ctl: {message}");
@@ -100,6 +111,17 @@ mod tests {
                 None => argument.get_id().as_str().to_lowercase(),
             };
             assert!(manual.contains(&name), "{name} is not in gfs2ctl.8");
+        }
+        let dlm = command.find_subcommand("dlm").unwrap();
+        for verb in dlm.get_subcommands().filter(|verb| verb.get_name() != "help") {
+            let name = format!("dlm {}", verb.get_name());
+            assert!(manual.contains(&name), "{name} is not in gfs2ctl.8");
+        }
+        for argument in dlm.get_arguments().filter_map(|argument| argument.get_long()) {
+            assert!(
+                manual.contains(&format!("--{argument}")),
+                "--{argument} is not in gfs2ctl.8"
+            );
         }
         for word in dump::WORDS {
             assert!(manual.contains(word), "{word} is not in gfs2ctl.8");

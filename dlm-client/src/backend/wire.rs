@@ -180,16 +180,77 @@ impl WireDlm {
         })
     }
 
+    /// For those who look at the node without keeping it alive.
+    #[must_use]
+    pub fn observer(&self) -> Observer {
+        Observer {
+            shared: Arc::clone(&self.running.shared),
+            node: self.cluster.node,
+        }
+    }
+
+    /// See [`Observer::status`].
+    #[must_use]
+    pub fn status(&self) -> DaemonStatus {
+        self.observer().status()
+    }
+
+    /// See [`Observer::dump`].
+    #[must_use]
+    pub fn dump(&self, lockspace: &str) -> Option<Vec<ResourceInfo>> {
+        self.observer().dump(lockspace)
+    }
+
+    /// See [`Observer::plock_lines`].
+    #[must_use]
+    pub fn plock_lines(&self, lockspace: &str) -> Option<Vec<String>> {
+        self.observer().plock_lines(lockspace)
+    }
+
+    /// See [`Observer::acknowledge_fencing`].
+    pub fn acknowledge_fencing(&self, node: NodeId) {
+        self.observer().acknowledge_fencing(node);
+    }
+}
+
+/// A look at a node, which ends without regard to it.
+#[derive(Clone)]
+pub struct Observer {
+    shared: Arc<Shared>,
+    node: NodeId,
+}
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observer")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Observer {
+    /// The node.
+    #[must_use]
+    pub const fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// How the lock daemon's part stands.
     #[must_use]
     pub fn status(&self) -> DaemonStatus {
-        self.running.shared.host.lock().status()
+        self.shared.host.lock().status()
+    }
+
+    /// What the lock daemon said last, with the time (seconds since 1970, and since the start of the machine).
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.shared.host.lock().said()
     }
 
     /// All resources of a lockspace and their locks; `None` when it is not joined.
     #[must_use]
     pub fn dump(&self, lockspace: &str) -> Option<Vec<ResourceInfo>> {
-        let host = self.running.shared.host.lock();
+        let host = self.shared.host.lock();
         host.engine(LockspaceId(global_id(lockspace)))
             .map(|engine| engine.resources_info())
     }
@@ -197,14 +258,14 @@ impl WireDlm {
     /// The POSIX locks of a lockspace, a line each as `dlm_tool plocks` prints them.
     #[must_use]
     pub fn plock_lines(&self, lockspace: &str) -> Option<Vec<String>> {
-        self.running.shared.host.lock().controld().plock_lines(lockspace)
+        self.shared.host.lock().controld().plock_lines(lockspace)
     }
 
     /// A person says that a node is surely down (`dlm_tool fence_ack`).
     pub fn acknowledge_fencing(&self, node: NodeId) {
-        let mut host = self.running.shared.host.lock();
+        let mut host = self.shared.host.lock();
         host.acknowledge_fencing(node);
-        self.running.shared.wake_if_due(&host);
+        self.shared.wake_if_due(&host);
     }
 }
 

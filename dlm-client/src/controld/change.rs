@@ -77,6 +77,23 @@ impl Change {
                 .all(|member| self.members.contains_key(member))
     }
 
+    /// Who came and who went, in 16 bits: changes of as many members look alike without it.
+    pub(super) fn digest(&self) -> u16 {
+        let came = self.members.iter().filter(|(_, member)| member.added);
+        let came = came.map(|(node, _)| (node.0, 1_u32));
+        let went: BTreeMap<u32, u32> = self.removed.iter().map(|(node, _)| (node.0, 2)).collect();
+        let mut hash = 0x811c_9dc5_u32;
+        for (node, how) in came.chain(went) {
+            for word in [node, how] {
+                for byte in word.to_le_bytes() {
+                    hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+                }
+            }
+        }
+        let [a, b, c, d] = hash.to_le_bytes();
+        u16::from_le_bytes([a ^ c, b ^ d])
+    }
+
     pub(super) fn all_started(&self) -> bool {
         self.members.values().all(|member| member.started)
     }

@@ -13,7 +13,7 @@ use super::codec::{
     Body, FENCE_ACKED, FENCE_NO_DATA, FenceFlags, FenceInfo, Header, Message, Protocol, STATEFUL, Version,
 };
 use super::fencing::{Need, Outcome};
-use super::status::NodeStatus;
+use super::status::{Fenced, NodeStatus};
 use crate::NodeId;
 use crate::fence::conf::DlmConf;
 use crate::membership::{Group, Reason, RingId};
@@ -22,7 +22,7 @@ const DAEMON_MAX: Version = Version::new(3, 1, 1);
 const ENGINE_MAX: Version = Version::new(1, 1, 1);
 
 /// See [`Daemon::mark`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mark(u64);
 
 /// A node, as a daemon.
@@ -34,12 +34,25 @@ struct Node {
     merged: bool,
     /// What it speaks; only from a node that came clean.
     protocol: Option<Protocol>,
+    added: Option<Duration>,
     went: Option<Duration>,
+    failed: Option<Duration>,
+    fenced: Option<Fenced>,
     need: Option<Need>,
     /// It does not know of others' fencing either.
     unknown: bool,
     /// What it must be told before it can start.
     clear: FenceFlags,
+    /// The change of members with which it came.
+    came: u32,
+}
+
+impl Node {
+    /// Has it said which protocol runs?
+    fn has_agreed(&self) -> bool {
+        self.protocol
+            .is_some_and(|protocol| protocol.daemon_run.major != 0)
+    }
 }
 
 /// The daemon group as we see it.
@@ -65,6 +78,7 @@ pub(super) struct Daemon {
     /// Members that were there before us: only they can tell what we wait for.
     elders: BTreeSet<NodeId>,
     joins: u32,
+    changes: u32,
     told_unknown_at: u32,
     last_joined: Duration,
     last_job: u64,
@@ -105,6 +119,7 @@ impl Daemon {
             unknown: true,
             wait_clear: false,
             joins: 0,
+            changes: 0,
             told_unknown_at: 0,
             last_joined: Duration::ZERO,
             last_job: 0,
@@ -201,12 +216,15 @@ impl Daemon {
             self.wait_clear = false;
             self.startup.clone_from(&self.configured);
         }
+        self.changes = self.changes.wrapping_add(1);
         for id in members {
             let node = self.nodes.entry(*id).or_default();
             if node.member {
                 continue;
             }
             node.member = true;
+            node.added = Some(near.now.mono);
+            node.came = self.changes;
             self.last_joined = near.now.mono;
             self.joins = self.joins.saturating_add(1);
             if !we_joined {
@@ -232,6 +250,9 @@ impl Daemon {
             node.went = Some(near.now.mono);
             let was_clean = node.protocol.take().is_some();
             let failed = reason.is_some_and(Reason::is_failure);
+            if failed {
+                node.failed = node.went;
+            }
             if was_clean && failed && near.conf.enable_fencing && node.need.is_none() {
                 node.need = Some(Need::new(
                     *id,
@@ -435,6 +456,10 @@ impl Daemon {
             need.stop(out);
         }
         node.need = None;
+        node.fenced = Some(Fenced {
+            by: from,
+            at: near.now,
+        });
         if node.member {
             out.push(Action::Kill(victim));
         }
@@ -453,7 +478,11 @@ impl Daemon {
         if info.result != 0 {
             return;
         }
-        node.clear.remove(info.flags);
+        // What we said ourselves was noted then, and may have been about an earlier coming of the node. Before it has
+        // agreed on a protocol it listens to nobody.
+        if from != us && node.has_agreed() {
+            node.clear.remove(info.flags);
+        }
         if about != us {
             return;
         }
@@ -549,7 +578,9 @@ impl Daemon {
             .collect();
         let (first, other) = (ours.first(), merged.first());
         let stronger = ours.len() > merged.len() || (ours.len() == merged.len() && first < other);
-        self.merge_wait = !partial && ours.len() < merged.len();
+        // Whoever is not the stronger side waits to be thrown out. If the others do not see it that way, because news
+        // crossed, only a person can help.
+        self.merge_wait = !partial && !stronger;
         if !partial && stronger && first == Some(&us) {
             for (id, node) in self.nodes.iter_mut().filter(|(_, node)| node.merged) {
                 if !node.killed {
@@ -660,31 +691,32 @@ impl Daemon {
         }
     }
 
+    /// The lowest of those that know and were there before a newcomer tells it; one that came later does not know that
+    /// it has to.
+    fn speaker(&self, came: u32) -> Option<NodeId> {
+        let knows = |node: &Node| node.member && node.clear.is_empty() && node.came < came;
+        self.nodes.iter().find(|(_, node)| knows(node)).map(|(id, _)| *id)
+    }
+
     fn tell_newcomers(&mut self, out: &mut Out) {
         let fencing = self.any_need();
-        let speaker = self
-            .nodes
-            .iter()
-            .find(|(_, node)| node.member && node.clear.is_empty())
-            .map(|(id, _)| *id);
+        if let Some(node) = self.nodes.get_mut(&self.us) {
+            node.clear = FenceFlags::empty();
+        }
         let mut told = Vec::new();
-        for (id, node) in self.nodes.iter_mut().filter(|(_, node)| node.member) {
-            if *id == self.us {
-                node.clear = FenceFlags::empty();
-            }
-            if speaker != Some(self.us) {
-                continue;
-            }
+        for (id, node) in self.nodes.iter().filter(|(_, node)| node.member) {
             let mut flags = node.clear;
             if fencing {
                 flags.remove(FenceFlags::CLEAR_UNKNOWN);
             }
-            if !flags.is_empty() {
-                node.clear.remove(flags);
+            if !flags.is_empty() && node.has_agreed() && self.speaker(node.came) == Some(self.us) {
                 told.push((*id, flags));
             }
         }
         for (id, flags) in told {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.clear.remove(flags);
+            }
             self.send_clear(id, 0, flags, out);
         }
     }
@@ -706,6 +738,10 @@ impl Daemon {
                 member: node.member,
                 killed: node.killed,
                 merged: node.merged,
+                added: node.added,
+                removed: node.went,
+                failed: node.failed,
+                fenced: node.fenced,
                 fencing: node.need.as_ref().map(|need| need.status(now)),
             })
             .collect()

@@ -8,12 +8,12 @@ use std::io::Read;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::action::{Action, Fatal, Job, Level, Now, Order};
+use super::action::{Action, Fatal, Level, Now, Order};
+use super::hands::{Hands, lost};
 use super::machine::{Controld, Input, JoinError};
 use super::status::Status;
-use crate::fence::agent::Agents;
 use crate::fence::conf::DlmConf;
-use crate::membership::{MemberEvent, Membership, MembershipError};
+use crate::membership::{Membership, MembershipError};
 use crate::{LockError, NodeId, Plock, PlockDone, PlockOp};
 
 /// What the user of the daemon must do, in this order.
@@ -47,7 +47,6 @@ pub enum Deed {
 /// What others ask for.
 #[derive(Debug)]
 enum Request {
-    AgentDone(Job, i32),
     Join(String, Sender<Result<(), JoinError>>),
     Leave(String, Sender<Result<(), JoinError>>),
     Plock(String, PlockOp, Plock, u64, Sender<Result<(), LockError>>),
@@ -125,11 +124,9 @@ impl Handle {
 /// The daemon at work.
 #[derive(Debug)]
 pub struct Driver<M> {
-    membership: M,
+    hands: Hands<M>,
     machine: Controld,
-    agents: Agents<Job>,
     requests: Receiver<Request>,
-    sender: Sender<Request>,
     begin: Instant,
     tick: Duration,
     deeds: Vec<Deed>,
@@ -164,28 +161,24 @@ impl<M: Membership> Driver<M> {
             .min(Duration::from_millis(200));
         let (machine, actions) = Controld::new(config, conf, new_life());
         let (sender, requests) = channel();
-        let handle = Handle(sender.clone());
+        let handle = Handle(sender);
         let mut driver = Self {
-            membership,
+            hands: Hands::new(membership),
             machine,
-            agents: Agents::default(),
             requests,
-            sender,
             begin: Instant::now(),
             tick,
             deeds: Vec::new(),
         };
         for action in actions {
-            if let Action::Join(group) = &action {
-                driver.membership.join(group)?;
-            }
+            driver.hands.carry_out(action)?;
         }
         Ok((driver, handle))
     }
 
     /// The membership.
     pub const fn membership(&mut self) -> &mut M {
-        &mut self.membership
+        &mut self.hands.membership
     }
 
     fn now(&self) -> Now {
@@ -203,9 +196,10 @@ impl<M: Membership> Driver<M> {
         } else {
             Duration::ZERO
         };
-        let events = self.membership.poll(wait.min(Duration::from_millis(20)));
-        for event in events {
-            let actions = self.machine.step(self.now(), Input::Member(event));
+        let events = self.hands.poll(wait.min(Duration::from_millis(20)));
+        let inputs = events.into_iter().map(Input::Member);
+        for input in inputs.chain(self.hands.ended()) {
+            let actions = self.machine.step(self.now(), input);
             self.obey(actions);
         }
         while let Ok(request) = self.requests.try_recv() {
@@ -220,10 +214,6 @@ impl<M: Membership> Driver<M> {
     fn serve(&mut self, request: Request) {
         let now = self.now();
         let actions = match request {
-            Request::AgentDone(job, status) => {
-                self.agents.ended(job);
-                self.machine.step(now, Input::AgentDone { job, status })
-            }
             Request::Join(name, answer) => reply(&answer, self.machine.join(now, &name)),
             Request::Leave(name, answer) => reply(&answer, self.machine.leave(&name)),
             Request::Plock(lockspace, op, lock, token, answer) => {
@@ -247,48 +237,14 @@ impl<M: Membership> Driver<M> {
 
     fn obey(&mut self, actions: Vec<Action>) {
         for action in actions {
-            if let Err(error) = self.carry_out(action) {
-                let lost = Input::Member(MemberEvent::Lost(error.to_string()));
-                let actions = self.machine.step(self.now(), lost);
-                self.obey(actions);
-                return;
-            }
-        }
-    }
-
-    fn carry_out(&mut self, action: Action) -> Result<(), MembershipError> {
-        match action {
-            Action::Join(group) => self.membership.join(&group)?,
-            Action::Leave(group) => self.membership.leave(&group)?,
-            Action::Send { group, bytes } => match self.membership.send(&group, &bytes) {
-                // Between our leaving and the news of it there is nobody to tell.
-                Err(MembershipError::NotMember(_)) => {}
-                sent => sent?,
-            },
-            Action::Kill(node) => {
-                if let Err(error) = self.membership.kill(node) {
-                    self.deeds.push(Deed::Log(Level::Error, error.to_string()));
+            match self.hands.carry_out(action) {
+                Ok(rest) => self.deeds.extend(rest.and_then(deed)),
+                Err(error) => {
+                    let actions = self.machine.step(self.now(), lost(&error));
+                    return self.obey(actions);
                 }
             }
-            Action::AnswerShutdown(allowed) => self.membership.answer_shutdown(allowed)?,
-            Action::RunAgent {
-                job, agent, input, ..
-            } => {
-                let sender = self.sender.clone();
-                let done = move |job, status| drop(sender.send(Request::AgentDone(job, status)));
-                if let Err(error) = self.agents.run(job, &agent, &input, done) {
-                    self.deeds.push(Deed::Log(Level::Error, error));
-                }
-            }
-            Action::StopAgent(job) => self.agents.stop(job),
-            Action::Engine { lockspace, order } => self.deeds.push(Deed::Engine { lockspace, order }),
-            Action::Plock { lockspace, done } => self.deeds.push(Deed::Plock { lockspace, done }),
-            Action::Suspend => self.deeds.push(Deed::Suspend),
-            Action::Resume => self.deeds.push(Deed::Resume),
-            Action::Fatal(fatal) => self.deeds.push(Deed::Fatal(fatal)),
-            Action::Log(level, text) => self.deeds.push(Deed::Log(level, text)),
         }
-        Ok(())
     }
 
     /// Leaves the cluster. Lockspaces must have been left before.
@@ -300,6 +256,19 @@ impl<M: Membership> Driver<M> {
         self.obey(actions);
         Ok(())
     }
+}
+
+/// What is the user's to do.
+fn deed(action: Action) -> Option<Deed> {
+    Some(match action {
+        Action::Engine { lockspace, order } => Deed::Engine { lockspace, order },
+        Action::Plock { lockspace, done } => Deed::Plock { lockspace, done },
+        Action::Suspend => Deed::Suspend,
+        Action::Resume => Deed::Resume,
+        Action::Fatal(fatal) => Deed::Fatal(fatal),
+        Action::Log(level, text) => Deed::Log(level, text),
+        _ => return None,
+    })
 }
 
 /// Tells the one who asked how it went; whoever asked may have gone.

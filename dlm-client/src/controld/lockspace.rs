@@ -34,26 +34,40 @@ struct History {
     /// The life of its daemon since then, as its first message said; none from a stock daemon.
     life: Option<u32>,
     /// The ring it came with; none until that is told.
-    ring: Option<u32>,
+    ring: Option<u16>,
 }
 
-/// What our daemons put where stock ones put nothing: the life of the process, and the ring as the sender knew it.
-#[derive(Clone, Copy, Debug)]
-struct Stamp(u64);
+/// What our daemons put where stock ones put nothing: the life of the process, the ring as the sender knew it, and who
+/// came and went with the change that a START is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    life: u32,
+    ring: u16,
+    digest: u16,
+}
 
-fn low(ring: u64) -> u32 {
-    u32::try_from(ring & u64::from(u32::MAX)).unwrap_or_default()
+fn low(ring: u64) -> u16 {
+    u16::try_from(ring & u64::from(u16::MAX)).unwrap_or_default()
+}
+
+/// Is a ring not older than another? Their low bits go round.
+fn not_older(ring: u16, than: u16) -> bool {
+    ring.wrapping_sub(than) <= u16::MAX / 2
 }
 
 impl Stamp {
-    fn of(life: u32, ring: u64) -> Self {
-        Self(u64::from(life) << 32 | u64::from(low(ring)))
+    fn bits(self) -> u64 {
+        u64::from(self.life) << 32 | u64::from(self.ring) << 16 | u64::from(self.digest)
     }
 
-    /// Life and ring; none from a stock daemon.
-    fn parts(self) -> Option<(u32, u32)> {
-        let life = low(self.0 >> 32);
-        (life != 0).then_some((life, low(self.0)))
+    /// None from a stock daemon.
+    fn from_bits(bits: u64) -> Option<Self> {
+        let life = u32::try_from(bits >> 32).unwrap_or_default();
+        (life != 0).then_some(Self {
+            life,
+            ring: low(bits >> 16),
+            digest: low(bits),
+        })
     }
 }
 
@@ -63,6 +77,10 @@ pub(super) struct Around<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) daemon: &'a Daemon,
     pub(super) options: &'a DlmConf,
+    /// We must not go on before we are heard again.
+    pub(super) suspended: bool,
+    /// In this time nobody is given up.
+    pub(super) grace: Duration,
 }
 
 /// A lockspace.
@@ -89,6 +107,24 @@ pub(super) struct Lockspace {
     nacks: BTreeMap<NodeId, Vec<u32>>,
     plocks: Replica,
     since: Duration,
+    /// All agree on the members; the engine is not told yet.
+    ready: Option<Ready>,
+    /// The engine was never started.
+    engine_joins: bool,
+    /// Who has gone since the engine was last started, and whether it failed.
+    gone: BTreeMap<NodeId, bool>,
+}
+
+/// A start that waits for the proof that nothing is under way that would forbid it.
+///
+/// The STARTs may have lain in a queue while this node was paused or starved, and the others may have given it up since.
+/// News of that come through the daemons' group before anything that we send there now comes back. A mark that comes
+/// back late proves nothing, for it may have lain there as well: in the time that is allowed nobody is given up.
+#[derive(Debug)]
+struct Ready {
+    members: Vec<NodeId>,
+    /// The newest mark, and when it was sent.
+    mark: Option<(Mark, Duration)>,
 }
 
 impl Lockspace {
@@ -113,6 +149,9 @@ impl Lockspace {
             nacks: BTreeMap::new(),
             plocks: Replica::new(us, id, options.plock_cancel),
             since: now.mono,
+            ready: None,
+            engine_joins: true,
+            gone: BTreeMap::new(),
         }
     }
 
@@ -180,6 +219,7 @@ impl Lockspace {
 
     /// Stops the engine, unless it is stopped.
     pub(super) fn stop(&mut self, out: &mut Out) {
+        self.ready = None;
         if !self.stopped {
             self.stopped = true;
             self.engine(Order::Stop, out);
@@ -299,7 +339,7 @@ impl Lockspace {
     /// What a node sends while it is paused or cut off goes out when it is back, among those that have gone on without
     /// it. Stock daemons cannot tell; they send no stamp, and get the benefit of the doubt.
     fn check_stamp(&mut self, from: NodeId, message: &Message) -> Result<(), &'static str> {
-        let Some((life, ring)) = Stamp(message.header.stamp).parts() else {
+        let Some(Stamp { life, ring, .. }) = Stamp::from_bits(message.header.stamp) else {
             return Ok(());
         };
         let history = self.history.entry(from).or_default();
@@ -308,7 +348,7 @@ impl Lockspace {
         }
         let start = matches!(message.body, Body::Start(_));
         match history.ring {
-            Some(came) if ring >= came => Ok(()),
+            Some(came) if not_older(ring, came) => Ok(()),
             _ if !start => Ok(()),
             _ => Err("it was sent before the node came back"),
         }
@@ -331,9 +371,12 @@ impl Lockspace {
     /// changes. Before that its NACKs help: each says that a change as many numbers before the one of the START looks
     /// the same, if we know it. (The stock daemon takes a NACK for the oldest change that fits, which is wrong in a
     /// member that came later.)
-    fn find_change(&self, from: NodeId, data: u32, info: &ChangeInfo) -> Option<u32> {
+    fn find_change(&self, from: NodeId, header: &Header, info: &ChangeInfo) -> Option<u32> {
+        let data = header.data;
+        let stamp = Stamp::from_bits(header.stamp);
+        let same = |change: &Change| stamp.is_none_or(|stamp| stamp.digest == change.digest());
         let not_started = |change: &Change| change.members.get(&from).is_some_and(|member| !member.started);
-        let fits = |change: &&Change| not_started(change) && self.matches(change, from, info);
+        let fits = |change: &&Change| not_started(change) && same(change) && self.matches(change, from, info);
         let candidates: Vec<u32> = self.changes.iter().filter(fits).map(|c| c.seq).collect();
         let oldest = candidates.last().copied();
         let history = self.history.get(&from).copied().unwrap_or_default();
@@ -373,7 +416,7 @@ impl Lockspace {
             }
             return;
         }
-        let found = self.find_change(from, header.data, info);
+        let found = self.find_change(from, header, info);
         self.nacks.remove(&from);
         let Some(seq) = found else {
             out.debug(format!(
@@ -452,19 +495,48 @@ impl Lockspace {
                 .for_each(|history| history.failed = false);
             self.send_start(around, out);
         }
-        let ready = |change: &Change| change.stage == Stage::Messages && change.all_started();
-        if self.changes.front().is_some_and(ready) {
-            self.start(around, out);
+        let agreed = |change: &Change| change.stage == Stage::Messages && change.all_started();
+        if self.changes.front().is_some_and(agreed)
+            && let Some(members) = self.agree(around, out)
+        {
+            self.ready = Some(Ready { members, mark: None });
+        }
+    }
+
+    /// Is a mark to be sent for a start that waits?
+    pub(super) fn wants_mark(&self, now: Now, grace: Duration) -> bool {
+        let late = |sent: Duration| now.mono.saturating_sub(sent) > grace;
+        let lacks = |ready: &Ready| ready.mark.is_none_or(|(_, sent)| late(sent));
+        self.ready.as_ref().is_some_and(lacks)
+    }
+
+    /// A mark was sent.
+    pub(super) fn marked(&mut self, now: Now, mark: Mark) {
+        if let Some(ready) = self.ready.as_mut() {
+            ready.mark = Some((mark, now.mono));
+        }
+    }
+
+    /// Starts the engine, once all agree and that is known to be of now.
+    pub(super) fn go_on(&mut self, around: &Around<'_>, out: &mut Out) {
+        let ring = self.ring;
+        if let Some(ready) = self.ready.take_if(|ready| Self::may_start(ring, around, ready)) {
+            self.start(around, &ready.members, out);
         }
     }
 
     fn send(&self, around: &Around<'_>, flags: StartFlags, data: u32, data2: u32, body: Body, out: &mut Out) {
+        let stamp = Stamp {
+            life: around.daemon.life(),
+            ring: low(self.ring),
+            digest: self.changes.front().map_or(0, Change::digest),
+        };
         let header = Header {
             flags: flags.bits(),
             data,
             data2,
             global_id: self.global_id,
-            stamp: Stamp::of(around.daemon.life(), self.ring).0,
+            stamp: stamp.bits(),
             ..around.daemon.header()
         };
         out.push(Action::Send {
@@ -501,45 +573,56 @@ impl Lockspace {
         self.send(around, self.start_flags(), seq, 0, Body::Start(info), out);
     }
 
-    fn start(&mut self, around: &Around<'_>, out: &mut Out) {
-        let Some(newest) = self.changes.pop_front() else {
-            return;
-        };
+    /// All have said START for the newest change: what follows in the order of the group.
+    fn agree(&mut self, around: &Around<'_>, out: &mut Out) -> Option<Vec<NodeId>> {
+        let newest = self.changes.pop_front()?;
         let older = std::mem::take(&mut self.changes);
-        let mut gone: BTreeMap<NodeId, bool> = BTreeMap::new();
         let changes = older.iter().rev().chain([&newest]);
-        for (node, failed) in changes.filter(|_| !self.joining).flat_map(|c| &c.removed) {
-            let entry = gone.entry(*node).or_default();
+        for (node, failed) in changes.filter(|_| !self.engine_joins).flat_map(|c| &c.removed) {
+            let entry = self.gone.entry(*node).or_default();
             *entry = *entry || *failed;
         }
-        self.starts = self.starts.wrapping_add(1).max(1);
-        let weight = |node: NodeId| around.options.weight(&self.name, node);
-        let start = Start {
-            seq: self.starts,
-            global_id: self.global_id,
-            joining: self.joining,
-            nodir: around.options.nodir(&self.name),
-            members: newest
-                .members
-                .keys()
-                .map(|node| StartMember {
-                    node: *node,
-                    weight: weight(*node),
-                })
-                .collect(),
-            gone: gone
-                .into_iter()
-                .map(|(node, failed)| Gone { node, failed })
-                .collect(),
-        };
-        self.stopped = false;
+        let members = newest.members.keys().copied().collect();
         self.joining = false;
-        self.engine(Order::Start(start), out);
         if around.options.enable_plock {
             self.prepare_plocks(around, &newest, out);
         }
         self.started = Some(newest);
         self.started_count = self.started_count.wrapping_add(1).max(1);
+        Some(members)
+    }
+
+    /// Is it sure that the members agreed on are those of now?
+    fn may_start(ring: u64, around: &Around<'_>, ready: &Ready) -> bool {
+        let fresh = |sent: Duration| around.now.mono.saturating_sub(sent) <= around.grace;
+        let proved = |(mark, sent): (Mark, Duration)| around.daemon.has_passed(mark) && fresh(sent);
+        let rings = [ring, around.daemon.ring];
+        ready.mark.is_some_and(proved)
+            && !around.suspended
+            && rings.iter().all(|ring| *ring == around.cluster.ring)
+    }
+
+    fn start(&mut self, around: &Around<'_>, members: &[NodeId], out: &mut Out) {
+        self.starts = self.starts.wrapping_add(1).max(1);
+        let weight = |node: NodeId| around.options.weight(&self.name, node);
+        let gone = std::mem::take(&mut self.gone).into_iter();
+        let start = Start {
+            seq: self.starts,
+            global_id: self.global_id,
+            joining: self.engine_joins,
+            nodir: around.options.nodir(&self.name),
+            members: members
+                .iter()
+                .map(|node| StartMember {
+                    node: *node,
+                    weight: weight(*node),
+                })
+                .collect(),
+            gone: gone.map(|(node, failed)| Gone { node, failed }).collect(),
+        };
+        self.stopped = false;
+        self.engine_joins = false;
+        self.engine(Order::Start(start), out);
     }
 
     fn prepare_plocks(&mut self, around: &Around<'_>, change: &Change, out: &mut Out) {
@@ -639,6 +722,7 @@ impl Lockspace {
             Stage::Conditions => self.wait(around),
             Stage::Messages => Some(Wait::Messages(change.missing())),
         });
+        let wait = wait.or_else(|| self.ready.as_ref().map(|_| Wait::Ring));
         LockspaceStatus {
             name: self.name.clone(),
             global_id: self.global_id,

@@ -4,12 +4,12 @@
 //! it; lockspaces are joined only after the protocol is agreed on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::action::{Action, Fatal, Job, Now, Order, Out};
 use super::cluster::Cluster;
 use super::codec::Message;
 use super::daemon::{Daemon, Near};
-use super::hold::Hold;
 use super::lockspace::{Around, Lockspace};
 use super::safety::Safety;
 use super::status::Status;
@@ -74,8 +74,9 @@ pub struct Controld {
     lockspaces: BTreeMap<String, Lockspace>,
     /// To be joined when the protocol is agreed on.
     wanted: BTreeSet<String>,
+    /// When lockspaces were left.
+    left: BTreeMap<String, Duration>,
     safety: Safety,
-    hold: Hold,
     dead: Option<Fatal>,
     leaving: bool,
 }
@@ -97,8 +98,8 @@ impl Controld {
             group: Vec::new(),
             lockspaces: BTreeMap::new(),
             wanted: BTreeSet::new(),
+            left: BTreeMap::new(),
             safety: Safety::new(&config, life),
-            hold: Hold::default(),
             dead: None,
             leaving: false,
             config,
@@ -151,6 +152,8 @@ impl Controld {
             cluster: &self.cluster,
             daemon: &self.daemon,
             options: &self.conf,
+            suspended: self.safety.is_suspended() || self.safety.is_behind(),
+            grace: self.safety.grace(),
         };
         self.lockspaces.get_mut(name).map(|lockspace| (lockspace, around))
     }
@@ -234,9 +237,12 @@ impl Controld {
                     return Some(Fatal::ThrownOut { group });
                 }
                 if lockspace.on_confchg(&around, mark, members, joined, left, out)
-                    && self.lockspaces.remove(&name).is_some_and(|gone| gone.rejoining)
+                    && let Some(gone) = self.lockspaces.remove(&name)
                 {
-                    self.wanted.insert(name);
+                    if gone.rejoining {
+                        self.wanted.insert(name.clone());
+                    }
+                    self.left.insert(name, now.mono);
                 }
             }
         }
@@ -249,7 +255,7 @@ impl Controld {
                 let (daemon, near) = self.near(now);
                 daemon.on_message(&near, from, message, out);
             }
-            Group::Beat => self.safety.on_beat(now, from, message, out),
+            Group::Beat => self.safety.on_beat(from, message),
             Group::Lockspace(name) => {
                 if let Err(why) = self.daemon.check(from, &message.header) {
                     out.error(format!(
@@ -269,17 +275,15 @@ impl Controld {
             let (daemon, near) = self.near(now);
             daemon.advance(&near, out);
             if self.daemon.agreed {
-                for name in std::mem::take(&mut self.wanted) {
-                    let lockspace = Lockspace::new(self.config.us, &name, &self.conf, now);
-                    self.lockspaces.insert(name.clone(), lockspace);
-                    out.push(Action::Join(Group::Lockspace(name)));
-                }
+                self.join_wanted(now, out);
             }
             let around = Around {
                 now,
                 cluster: &self.cluster,
                 daemon: &self.daemon,
                 options: &self.conf,
+                suspended: self.safety.is_suspended() || self.safety.is_behind(),
+                grace: self.safety.grace(),
             };
             for lockspace in self.lockspaces.values_mut() {
                 lockspace.advance(&around, out);
@@ -287,9 +291,51 @@ impl Controld {
             if self.lockspaces.values().any(Lockspace::is_started) {
                 self.daemon.set_stateful();
             }
+            self.go_on(now, out);
         }
         self.give_up(out);
-        self.hold.sift(self.safety.is_behind(), out);
+    }
+
+    /// Joins the lockspaces that are wanted.
+    ///
+    /// One that was just left has to wait: what others still send about our last coming looks, to us, the same as what
+    /// they will send about the next one.
+    fn join_wanted(&mut self, now: Now, out: &mut Out) {
+        let grace = self.safety.grace();
+        self.left
+            .retain(|_, left| now.mono.saturating_sub(*left) <= grace);
+        let ready = |name: &String| !self.left.contains_key(name);
+        let names: Vec<String> = self.wanted.iter().filter(|name| ready(name)).cloned().collect();
+        for name in names {
+            self.wanted.remove(&name);
+            let lockspace = Lockspace::new(self.config.us, &name, &self.conf, now);
+            self.lockspaces.insert(name.clone(), lockspace);
+            out.push(Action::Join(Group::Lockspace(name)));
+        }
+    }
+
+    /// Ends a suspension, and starts lock engines whose members are agreed on, if that is not outdated.
+    fn go_on(&mut self, now: Now, out: &mut Out) {
+        if self.safety.wants_mark() && self.daemon.agreed {
+            self.safety.marked(self.daemon.mark(out));
+        }
+        let daemon = &self.daemon;
+        self.safety.resume(now, |mark| daemon.has_passed(mark), out);
+        let grace = self.safety.grace();
+        for lockspace in self.lockspaces.values_mut() {
+            if lockspace.wants_mark(now, grace) {
+                lockspace.marked(now, self.daemon.mark(out));
+            }
+            let around = Around {
+                now,
+                cluster: &self.cluster,
+                daemon: &self.daemon,
+                options: &self.conf,
+                suspended: self.safety.is_suspended() || self.safety.is_behind(),
+                grace,
+            };
+            lockspace.go_on(&around, out);
+        }
     }
 
     /// A fatal verdict among the actions: engines stop first, and nothing is sent any more.
@@ -361,7 +407,6 @@ impl Controld {
                 lockspace,
                 order: Order::Left,
             });
-            self.hold.sift(self.safety.is_behind(), &mut out);
             return Ok(out.0);
         }
         match self.lockspaces.get_mut(name) {
@@ -373,7 +418,6 @@ impl Controld {
                 });
             }
         }
-        self.hold.sift(self.safety.is_behind(), &mut out);
         Ok(out.0)
     }
 
@@ -456,6 +500,12 @@ impl Controld {
         self.dead.as_ref()
     }
 
+    /// How long the daemon may be left without a step before it must be asked whether locks are still to be believed.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.safety.grace()
+    }
+
     /// How things stand.
     #[must_use]
     pub fn status(&self, now: Now) -> Status {
@@ -464,6 +514,8 @@ impl Controld {
             cluster: &self.cluster,
             daemon: &self.daemon,
             options: &self.conf,
+            suspended: self.safety.is_suspended() || self.safety.is_behind(),
+            grace: self.safety.grace(),
         };
         Status {
             quorate: self.cluster.quorate,

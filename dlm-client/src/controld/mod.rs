@@ -7,7 +7,6 @@
 //! - `daemon`: the group of the daemons: which protocol is spoken, who is to be fenced and by whom, merged partitions.
 //! - `lockspace`: one lockspace's changes of membership, from the news to the start of the lock engine.
 //! - `safety`: are we still part of the cluster that the others see?
-//! - `hold`: no engine is started while that is in doubt.
 //! - [`machine`]: all of them together.
 //! - [`driver`]: gives the machine a clock, a membership and agents.
 //!
@@ -21,7 +20,7 @@ pub mod codec;
 mod daemon;
 pub mod driver;
 mod fencing;
-mod hold;
+pub(crate) mod hands;
 mod lockspace;
 pub mod machine;
 mod safety;
@@ -29,4 +28,4 @@ mod status;
 
 pub use action::{Action, Fatal, Gone, Job, Level, Now, Order, Start, StartMember};
 pub use machine::{Controld, Input, JoinError};
-pub use status::{FenceStatus, LockspaceStatus, NodeStatus, Status, Wait};
+pub use status::{ChangeStatus, FenceStatus, Fenced, LockspaceStatus, NodeStatus, Status, Wait};

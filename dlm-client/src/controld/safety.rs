@@ -11,7 +11,8 @@
 //! - After we stood still, whatever came meanwhile comes before what we send then: until that is back, nobody is fenced
 //!   and no engine started on what we know.
 //! - What we send to ourselves through the cluster comes back within a bounded time, counted from its sending; if not,
-//!   we must not write ([`Action::Suspend`]) until it does.
+//!   or if we stood still, we must not write ([`Action::Suspend`]) until something that we sent after that is back and
+//!   all that the group of the daemons had to tell before is heard.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use super::action::{Action, Fatal, Now, Out};
 use super::cluster::Cluster;
 use super::codec::{Body, Header, Message};
+use super::daemon::Mark;
 use crate::NodeId;
 use crate::membership::{ClusterConfig, Group, Reason};
 
@@ -48,7 +50,15 @@ pub(super) struct Safety {
     under_way: VecDeque<(u32, Duration)>,
     /// When the last of our beats that came back was sent.
     heard: Duration,
-    suspended: bool,
+    suspended: Option<Suspension>,
+}
+
+/// We must not go on.
+#[derive(Clone, Copy, Debug)]
+struct Suspension {
+    since: Duration,
+    /// What the group of the daemons must have told before it ends; none was asked for yet.
+    mark: Option<Mark>,
 }
 
 impl Safety {
@@ -68,7 +78,7 @@ impl Safety {
             last_beat: Duration::ZERO,
             under_way: VecDeque::new(),
             heard: Duration::ZERO,
-            suspended: false,
+            suspended: None,
         }
     }
 
@@ -77,15 +87,26 @@ impl Safety {
         self.token.saturating_mul(4)
     }
 
+    /// In this time nobody is given up: that takes 2.2 token times of silence.
+    pub(super) fn grace(&self) -> Duration {
+        self.token.saturating_mul(3).checked_div(2).unwrap_or(self.token)
+    }
+
+    pub(super) const fn is_suspended(&self) -> bool {
+        self.suspended.is_some()
+    }
+
     /// Called with every step, before anything else is done with it.
     pub(super) fn on_turn(&mut self, now: Now, stateful: bool, out: &mut Out) {
         let gap = self
             .last_turn
             .map_or(Duration::ZERO, |last| now.mono.saturating_sub(last));
         self.last_turn = Some(now.mono);
-        // A node is given up after 2.2 token times of silence.
-        if gap.saturating_mul(2) > self.token.saturating_mul(3) {
+        if gap > self.grace() {
             self.paused = Some((now.mono, gap));
+            if stateful {
+                self.suspend(now, &format!("stood still for {} ms", gap.as_millis()), out);
+            }
             self.behind = Some(self.counter.wrapping_add(1));
         }
         if !self.beating {
@@ -96,13 +117,44 @@ impl Safety {
             self.beat(now, out);
         }
         let silence = now.mono.saturating_sub(self.heard);
-        if stateful && !self.suspended && silence > self.lease() {
-            self.suspended = true;
-            out.error(format!(
-                "nothing of our own has come back through the cluster for {} ms: suspended",
-                silence.as_millis()
-            ));
+        if stateful && self.suspended.is_none() && silence > self.lease() {
+            let why = format!("nothing of our own has come back for {} ms", silence.as_millis());
+            self.suspend(now, &why, out);
+        }
+    }
+
+    fn suspend(&mut self, now: Now, why: &str, out: &mut Out) {
+        let news = self.suspended.is_none();
+        self.suspended = Some(Suspension {
+            since: now.mono,
+            mark: None,
+        });
+        if news {
+            out.error(format!("suspended: {why}"));
             out.push(Action::Suspend);
+        }
+    }
+
+    /// Is a mark of the daemons' group to be sent for the end of a suspension?
+    pub(super) fn wants_mark(&self) -> bool {
+        self.suspended.is_some_and(|suspended| suspended.mark.is_none())
+    }
+
+    pub(super) fn marked(&mut self, mark: Mark) {
+        if let Some(suspended) = self.suspended.as_mut() {
+            suspended.mark = Some(mark);
+        }
+    }
+
+    /// Ends a suspension, if all that must be known is known, and good.
+    pub(super) fn resume(&mut self, now: Now, passed: impl Fn(Mark) -> bool, out: &mut Out) {
+        let fresh = now.mono.saturating_sub(self.heard) <= self.lease();
+        let over = |suspended: Suspension| {
+            self.heard >= suspended.since && suspended.mark.is_some_and(&passed) && fresh
+        };
+        if self.suspended.is_some_and(over) && self.apart.is_empty() {
+            self.suspended = None;
+            out.push(Action::Resume);
         }
     }
 
@@ -139,7 +191,7 @@ impl Safety {
         }
     }
 
-    pub(super) fn on_beat(&mut self, now: Now, from: NodeId, message: &Message, out: &mut Out) {
+    pub(super) fn on_beat(&mut self, from: NodeId, message: &Message) {
         let ours = from == self.us && message.header.stamp == u64::from(self.life) << 32;
         if !ours || message.body != (Body::Other { kind: BEAT }) {
             return;
@@ -153,11 +205,6 @@ impl Safety {
         let passed = |mark: u32| message.header.data.wrapping_sub(mark) <= u32::MAX >> 1;
         if self.behind.is_some_and(passed) {
             self.behind = None;
-        }
-        let fresh = now.mono.saturating_sub(self.heard) <= self.lease();
-        if self.suspended && fresh && self.apart.is_empty() {
-            self.suspended = false;
-            out.push(Action::Resume);
         }
     }
 
@@ -201,6 +248,9 @@ impl Safety {
         let stayed = members.iter().copied().filter(|node| !back.contains(node));
         let verdict = self.verdict(stateful, &stayed.collect::<Vec<_>>(), &back);
         if verdict.is_none() {
+            for node in &back {
+                self.apart.remove(node);
+            }
             // We had nothing to lose, or are the ones that go on: that they were away is over.
             self.apart.retain(|node| !back.contains(node));
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::action::Now;
 use super::codec::ChangeInfo;
 use crate::NodeId;
 
@@ -71,6 +72,15 @@ pub struct FenceStatus {
     pub last_failure: Option<(NodeId, i32)>,
 }
 
+/// Fencing that was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fenced {
+    /// The node that says so.
+    pub by: NodeId,
+    /// When that was heard.
+    pub at: Now,
+}
+
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeStatus {
@@ -82,6 +92,14 @@ pub struct NodeStatus {
     pub killed: bool,
     /// Did it come from a partition, with state?
     pub merged: bool,
+    /// When its daemon came last.
+    pub added: Option<Duration>,
+    /// When it went last.
+    pub removed: Option<Duration>,
+    /// When it failed last.
+    pub failed: Option<Duration>,
+    /// Its last fencing.
+    pub fenced: Option<Fenced>,
     /// Is its fencing awaited?
     pub fencing: Option<FenceStatus>,
 }

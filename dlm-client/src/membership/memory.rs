@@ -176,11 +176,9 @@ impl MemoryCluster {
         self.last_part = self.last_part.wrapping_add(1);
         let new = self.last_part;
         for node in nodes {
-            if let Some(member) = self.nodes.get_mut(node)
-                && let Some(part) = member.part.replace(new)
-            {
-                parts.insert(part);
-            }
+            // One that is off stays so.
+            let member = self.nodes.get_mut(node).filter(|member| member.part.is_some());
+            parts.extend(member.and_then(|member| member.part.replace(new)));
         }
         for part in parts {
             self.form_ring(part, true);

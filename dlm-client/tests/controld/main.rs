@@ -21,7 +21,7 @@ fn run(setup: Setup, seed: u64, steps: u32) -> World {
 }
 
 fn seeds() -> std::ops::Range<u64> {
-    let count = std::env::var("DLM_SEEDS").map_or(60, |text| text.parse().expect("DLM_SEEDS is a number"));
+    let count = std::env::var("DLM_SEEDS").map_or(600, |text| text.parse().expect("DLM_SEEDS is a number"));
     let first = std::env::var("DLM_SEED").map_or(0, |text| text.parse().expect("DLM_SEED is a number"));
     first..first + count
 }

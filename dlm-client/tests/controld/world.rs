@@ -50,6 +50,9 @@ struct Engine {
 struct Node {
     machine: Option<Controld>,
     paused: bool,
+    paused_at: Duration,
+    /// It was paused for so long that the others have given it up.
+    missed: bool,
     /// Its storage is out of reach.
     fenced: bool,
     fatal: Option<Fatal>,
@@ -74,6 +77,9 @@ pub(crate) struct World {
     lives: u32,
     trace: Vec<String>,
 }
+
+/// Corosync gives a silent node up after 2.2 token times.
+const DETECTION: Duration = Duration::from_millis(2200);
 
 const SPACES: [&str; 2] = ["fs", "other"];
 
@@ -233,7 +239,9 @@ impl World {
                 Action::Send { group, bytes } => self.cluster.ask_send(id, &group, &bytes),
                 Action::Kill(victim) => self.cluster.ask_kill(victim),
                 Action::RunAgent { job, node, .. } => {
-                    let due = self.now + Duration::from_millis(self.random.u64(100..8000));
+                    // A node is missed at once here; corosync needs 2.2 token times for that, and nobody is fenced
+                    // earlier.
+                    let due = self.now + Duration::from_millis(self.random.u64(2200..8000));
                     let life = self.nodes[&node].life;
                     self.nodes
                         .get_mut(&id)
@@ -349,13 +357,12 @@ impl World {
                 let node = self.nodes.get_mut(&id).unwrap();
                 if node.machine.is_some() && !node.paused {
                     node.paused = true;
-                    self.cluster.split(&[id], false);
+                    node.paused_at = self.now;
                 }
             }
             Fault::Resume => {
                 let node = self.nodes.get_mut(&id).unwrap();
-                if node.paused {
-                    node.paused = false;
+                if std::mem::take(&mut node.paused) && std::mem::take(&mut node.missed) {
                     self.cluster.merge();
                 }
             }
@@ -428,7 +435,8 @@ impl World {
                     }
                 }
                 6 => self.plock(),
-                _ => self.deliver(),
+                // A message comes to all, so what a turn can do must grow with them, or queues would only grow.
+                _ => (0..self.random.u32(1..=self.setup.nodes)).for_each(|_| self.deliver()),
             }
             for victim in self.cluster.take_killed() {
                 self.note(format!("{victim:?} is thrown out"));
@@ -440,6 +448,11 @@ impl World {
     fn pass(&mut self, time: Duration) {
         self.now += time;
         for id in self.ids() {
+            let node = self.nodes.get_mut(&id).unwrap();
+            if node.paused && !node.missed && self.now - node.paused_at > DETECTION {
+                node.missed = true;
+                self.cluster.split(&[id], false);
+            }
             let due: Vec<_> = self.nodes[&id]
                 .jobs
                 .iter()

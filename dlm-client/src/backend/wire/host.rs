@@ -14,28 +14,13 @@ use tracing::{debug, error, info};
 use crate::controld::{self, Action, Controld, Input, Now, Order};
 use crate::engine::{self, Engine, Output, TimerId};
 use crate::event::EventSender;
-use crate::membership::Group;
 use crate::midcomms::{FIN_WAIT, LinkError};
 use crate::transport::{NetEvent, Network, Ready, Transport};
 use crate::wire::{LockspaceId, Payload, Rcom, RcomBody, StatusReply};
 use crate::{Cast, Event, LockError, LockId, NodeId};
 
-/// What the membership's thread is to do, in this order.
-#[derive(Debug)]
-pub(super) enum Request {
-    Join(Group),
-    Leave(Group),
-    Send(Group, Vec<u8>),
-    Kill(NodeId),
-    AnswerShutdown(bool),
-    RunAgent {
-        job: controld::Job,
-        node: NodeId,
-        agent: String,
-        input: String,
-    },
-    StopAgent(controld::Job),
-}
+/// Lines of the daemon that are remembered.
+const SAID_MAX: usize = 2000;
 
 struct Space {
     name: String,
@@ -62,10 +47,14 @@ pub(super) struct Host {
     spaces: BTreeMap<LockspaceId, Space>,
     timers: BinaryHeap<Reverse<(Instant, LockspaceId, TimerId)>>,
     /// For the membership's thread.
-    requests: VecDeque<Request>,
+    requests: VecDeque<Action>,
     suspended: bool,
+    /// When the daemon was last asked.
+    stepped: Duration,
     dead: Option<LockError>,
     closing: Option<Closing>,
+    /// What the daemon said last, for those who ask.
+    said: VecDeque<String>,
     /// When the network's thread wakes up by itself.
     pub(super) sleeps_until: Option<Instant>,
 }
@@ -92,8 +81,10 @@ impl Host {
             timers: BinaryHeap::new(),
             requests: VecDeque::new(),
             suspended: false,
+            stepped: daemon_time().mono,
             dead: None,
             closing: None,
+            said: VecDeque::new(),
             sleeps_until: None,
         }
     }
@@ -118,7 +109,7 @@ impl Host {
         self.dead.as_ref()
     }
 
-    pub(super) fn take_requests(&mut self) -> VecDeque<Request> {
+    pub(super) fn take_requests(&mut self) -> VecDeque<Action> {
         std::mem::take(&mut self.requests)
     }
 
@@ -194,8 +185,17 @@ impl Host {
 
     /// Something happened to the lock daemon.
     pub(super) fn input(&mut self, input: Input) {
-        let actions = self.controld.step(daemon_time(), input);
+        let now = daemon_time();
+        self.stepped = now.mono;
+        let actions = self.controld.step(now, input);
         self.carry_out(actions);
+    }
+
+    /// Before anything is believed that came while this process stood still, the daemon has to see that it did.
+    fn notice_pause(&mut self) {
+        if daemon_time().mono.saturating_sub(self.stepped) > self.controld.grace() {
+            self.input(Input::Tick);
+        }
     }
 
     pub(super) fn plock(
@@ -231,6 +231,7 @@ impl Host {
         call: impl FnOnce(&mut Engine) -> Result<T, LockError>,
         lock: impl FnOnce(&T) -> Option<LockId>,
     ) -> Result<(T, Option<Cast>), LockError> {
+        self.notice_pause();
         if let Some(error) = &self.dead {
             return Err(error.clone());
         }
@@ -326,44 +327,39 @@ impl Host {
     }
 
     fn carry_out_one(&mut self, action: Action) {
-        let request = match action {
-            Action::Join(group) => Request::Join(group),
-            Action::Leave(group) => Request::Leave(group),
-            Action::Send { group, bytes } => Request::Send(group, bytes),
-            Action::Kill(node) => Request::Kill(node),
-            Action::AnswerShutdown(allowed) => Request::AnswerShutdown(allowed),
-            Action::RunAgent {
-                job,
-                node,
-                agent,
-                input,
-            } => Request::RunAgent {
-                job,
-                node,
-                agent,
-                input,
-            },
-            Action::StopAgent(job) => Request::StopAgent(job),
-            Action::Engine { lockspace, order } => return self.order(&lockspace, order),
+        match action {
+            Action::Engine { lockspace, order } => self.order(&lockspace, order),
             Action::Plock { lockspace, done } => {
                 let id = self.id_of(&lockspace);
-                return id.into_iter().for_each(|id| self.deliver(id, Event::Plock(done)));
+                id.into_iter().for_each(|id| self.deliver(id, Event::Plock(done)));
             }
-            Action::Suspend => {
-                self.suspended = true;
-                return;
-            }
-            Action::Resume => return self.resume(),
-            Action::Fatal(fatal) => return self.die(LockError::Service(fatal.to_string())),
+            Action::Suspend => self.suspended = true,
+            Action::Resume => self.resume(),
+            Action::Fatal(fatal) => self.die(LockError::Service(fatal.to_string())),
             Action::Log(level, text) => {
-                return match level {
+                self.remember(&text);
+                match level {
                     controld::Level::Error => error!("{text}"),
                     controld::Level::Info => info!("{text}"),
                     controld::Level::Debug => debug!("{text}"),
-                };
+                }
             }
-        };
-        self.requests.push_back(request);
+            for_members => self.requests.push_back(for_members),
+        }
+    }
+
+    fn remember(&mut self, text: &str) {
+        if self.said.len() >= SAID_MAX {
+            self.said.pop_front();
+        }
+        let now = daemon_time();
+        self.said
+            .push_back(format!("{} {} {text}", now.wall, now.mono.as_secs()));
+    }
+
+    /// What the daemon said last.
+    pub(super) fn said(&self) -> Vec<String> {
+        self.said.iter().cloned().collect()
     }
 
     fn id_of(&self, name: &str) -> Option<LockspaceId> {
@@ -439,6 +435,7 @@ impl Host {
 
     /// The network's turn: what is ready, what is due, and all that follows from it.
     pub(super) fn turn(&mut self, ready: &[Ready]) {
+        self.notice_pause();
         let now = Instant::now();
         for one in ready {
             self.net.ready(*one, now);

@@ -6,16 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use tracing::{error, info};
-
 use super::Shared;
-use super::host::Request;
 use crate::NodeId;
-use crate::controld::{Input, Job};
-use crate::fence::agent::Agents;
+use crate::controld::Input;
+use crate::controld::hands::{Hands, lost};
 use crate::membership::{MemberEvent, Membership, MembershipError};
 
 /// How long the membership service is waited for before requests of others are looked at, unless it is woken.
@@ -54,18 +50,12 @@ pub(super) fn network(shared: &Arc<Shared>) {
     }
 }
 
-/// A fence agent, and its exit status.
-type Ended = (Job, i32);
-
 /// The membership's thread.
 pub(super) struct MembershipThread<M> {
     shared: Arc<Shared>,
-    membership: M,
+    hands: Hands<M>,
     port: u16,
     nodes: BTreeSet<NodeId>,
-    agents: Agents<Job>,
-    /// Agents that have ended, and how.
-    ended: (Sender<Ended>, Receiver<Ended>),
     /// When the daemon was last told that time passes.
     ticked: Instant,
     tick: Duration,
@@ -79,10 +69,8 @@ impl<M: Membership> MembershipThread<M> {
             .checked_div(20)
             .unwrap_or(MEMBERSHIP_WAIT);
         Self {
-            agents: Agents::default(),
-            ended: channel(),
             shared,
-            membership,
+            hands: Hands::new(membership),
             port,
             nodes: BTreeSet::new(),
             ticked: Instant::now(),
@@ -94,11 +82,11 @@ impl<M: Membership> MembershipThread<M> {
         loop {
             let requests = self.shared.host.lock().take_requests();
             for request in requests {
-                if let Err(e) = self.carry_out(request) {
+                if let Err(e) = self.hands.carry_out(request) {
                     self.lost(&e);
                 }
             }
-            let events = self.membership.poll(MEMBERSHIP_WAIT.min(self.tick));
+            let events = self.hands.poll(MEMBERSHIP_WAIT.min(self.tick));
             for event in events {
                 if let MemberEvent::Quorum { members, renewed, .. } = &event
                     && let Err(e) = self.new_ring(members, renewed)
@@ -107,9 +95,8 @@ impl<M: Membership> MembershipThread<M> {
                 }
                 self.shared.host.lock().input(Input::Member(event));
             }
-            while let Ok((job, status)) = self.ended.1.try_recv() {
-                self.agents.ended(job);
-                self.shared.host.lock().input(Input::AgentDone { job, status });
+            for input in self.hands.ended() {
+                self.shared.host.lock().input(input);
             }
             if self.ticked.elapsed() >= self.tick {
                 self.ticked = Instant::now();
@@ -129,40 +116,7 @@ impl<M: Membership> MembershipThread<M> {
     }
 
     fn lost(&self, error: &MembershipError) {
-        error!("{error}");
-        let event = MemberEvent::Lost(error.to_string());
-        self.shared.host.lock().input(Input::Member(event));
-    }
-
-    fn carry_out(&mut self, request: Request) -> Result<(), MembershipError> {
-        match request {
-            Request::Join(group) => self.membership.join(&group),
-            Request::Leave(group) => self.membership.leave(&group),
-            Request::Send(group, bytes) => self.membership.send(&group, &bytes),
-            Request::Kill(node) => self.membership.kill(node),
-            Request::AnswerShutdown(allowed) => self.membership.answer_shutdown(allowed),
-            Request::RunAgent {
-                job,
-                node,
-                agent,
-                input,
-            } => {
-                info!(node = node.0, "fence agent {agent} runs");
-                let ended = self.ended.0.clone();
-                let done = move |job, status| {
-                    // Whoever waited for it is gone when nobody listens.
-                    let _ = ended.send((job, status));
-                };
-                if let Err(e) = self.agents.run(job, &agent, &input, done) {
-                    error!(node = node.0, "{e}");
-                }
-                Ok(())
-            }
-            Request::StopAgent(job) => {
-                self.agents.stop(job);
-                Ok(())
-            }
-        }
+        self.shared.host.lock().input(lost(error));
     }
 
     /// Who may connect follows from who is in the cluster; a node that was away is not the one it was.
@@ -173,7 +127,7 @@ impl<M: Membership> MembershipThread<M> {
             .iter()
             .filter(|n| !self.nodes.contains(n) || renewed.contains(n))
         {
-            if let Some(ip) = self.membership.addresses(*node)?.first() {
+            if let Some(ip) = self.hands.membership.addresses(*node)?.first() {
                 addresses.insert(*node, SocketAddr::new(*ip, self.port));
             }
         }

@@ -133,13 +133,45 @@ fn silence_of_our_own_suspends_until_a_fresh_heartbeat_comes_back() {
         out.0.iter().filter(|action| **action == Action::Suspend).count(),
         1
     );
-    let mut out = Out::default();
-    safety.on_beat(at(5000), US, &beats[0], &mut out);
-    assert!(out.0.is_empty(), "sent too long ago");
+    let resumed = |safety: &mut Safety, passed: bool| {
+        let mut out = Out::default();
+        safety.resume(at(5000), |_| passed, &mut out);
+        out.0 == [Action::Resume]
+    };
+    assert!(safety.wants_mark());
+    safety.marked(Mark::default());
+    safety.on_beat(US, &beats[0]);
+    assert!(!resumed(&mut safety, true), "sent too long ago");
     let mut stranger = beats.last().unwrap().clone();
     stranger.header.stamp = 0;
-    safety.on_beat(at(5000), US, &stranger, &mut out);
-    assert!(out.0.is_empty(), "of another life");
-    safety.on_beat(at(5000), US, beats.last().unwrap(), &mut out);
-    assert_eq!(out.0, [Action::Resume]);
+    safety.on_beat(US, &stranger);
+    assert!(!resumed(&mut safety, true), "of another life");
+    safety.on_beat(US, beats.last().unwrap());
+    assert!(!resumed(&mut safety, false), "there may be more to tell");
+    assert!(resumed(&mut safety, true));
+}
+
+#[test]
+fn a_node_that_stood_still_is_suspended_at_once() {
+    let (mut safety, _) = safety(3, false);
+    let mut out = Out::default();
+    safety.on_turn(at(1000), true, &mut out);
+    safety.on_turn(at(2700), true, &mut out);
+    assert!(out.0.contains(&Action::Suspend) && safety.is_suspended());
+}
+
+#[test]
+fn peers_that_come_back_without_having_given_us_up_do_not_keep_a_node_suspended() {
+    let (mut safety, cluster) = safety(3, false);
+    let gone = with(&[1, 2], Reason::NodeDown);
+    let up = with(&[1, 2], Reason::NodeUp);
+    assert_eq!(
+        safety.on_confchg(at(0), &cluster, false, &ids(&[3]), &[], &gone),
+        None
+    );
+    assert_eq!(
+        safety.on_confchg(at(0), &cluster, false, &ids(&[1, 2, 3]), &up, &[]),
+        None
+    );
+    assert!(safety.apart.is_empty());
 }

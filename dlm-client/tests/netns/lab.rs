@@ -1,0 +1,499 @@
+//! A cluster of network namespaces: a switch, and nodes with a corosync each, all on this machine.
+//!
+//! Invariants: nothing outside the namespaces is changed; whatever was started dies with the thread that started it, and
+//! with it the namespaces, mounts and links.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
+use tempfile::TempDir;
+
+/// Corosync's token time, in milliseconds: a silent node is given up after 2.2 times that.
+pub(crate) const TOKEN: u64 = 1500;
+
+/// Seconds of the clock that all logs use.
+pub(crate) fn clock() -> f64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut found: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(begin.elapsed() < limit, "{what}: not in {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process that dies with the thread that started it.
+fn spawn(argv: &[&str], output: &Path) -> Child {
+    let output = File::options().append(true).create(true).open(output).unwrap();
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--"])
+        .args(argv)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{argv:?}: {error}"))
+}
+
+fn run(argv: &[&str], stdin: Stdio) {
+    let done = Command::new(argv[0]).args(&argv[1..]).stdin(stdin).output();
+    let done = done.unwrap_or_else(|error| panic!("{argv:?}: {error}"));
+    let text = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{argv:?}: {}: {text}", done.status);
+}
+
+/// The only child of a process, once it is there.
+fn child_of(parent: u32) -> u32 {
+    wait_for("a namespace", Duration::from_secs(20), || {
+        let path = format!("/proc/{parent}/task/{parent}/children");
+        let children = fs::read_to_string(path).unwrap_or_default();
+        children.split_whitespace().next()?.parse().ok()
+    })
+}
+
+/// A node: a process in namespaces of its own, and what runs in them.
+struct Node {
+    holder: Child,
+    /// The first process inside, as the host numbers it.
+    init: u32,
+    corosync: Option<Child>,
+    process: Option<Child>,
+    device: Option<Child>,
+    lives: u32,
+}
+
+pub(crate) struct Lab {
+    dir: TempDir,
+    switch: Child,
+    nodes: Vec<Option<Node>>,
+    lives: Vec<u32>,
+    /// Votes of a quorum device.
+    qdevice: bool,
+    server: Option<Node>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for id in 1..=self.count() {
+            self.power_off(id);
+        }
+        if let Some(server) = self.server.take() {
+            end(server);
+        }
+        let _ = self.switch.kill();
+        let _ = self.switch.wait();
+    }
+}
+
+/// Takes the power away: with the first process of its namespace, all of them die.
+fn end(mut node: Node) {
+    if let Some(init) = Pid::from_raw(node.init as i32) {
+        let _ = kill_process(init, Signal::KILL);
+    }
+    for child in [node.corosync, node.process, node.device].into_iter().flatten() {
+        reap(child);
+    }
+    let _ = node.holder.wait();
+}
+
+fn reap(mut child: Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+impl Lab {
+    /// `count` nodes with their corosync and our process; `qdevice`: with a server that has a vote.
+    pub(crate) fn new(count: u32, qdevice: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let switch = spawn(
+            &["unshare", "--net", "--", "sleep", "infinity"],
+            &dir.path().join("switch.out"),
+        );
+        let mut lab = Self {
+            dir,
+            switch,
+            nodes: (0..count).map(|_| None).collect(),
+            lives: vec![0; count as usize],
+            qdevice,
+            server: None,
+        };
+        wait_for("the switch", Duration::from_secs(20), || {
+            let ours = fs::read_link("/proc/self/ns/net").ok()?;
+            let its = fs::read_link(format!("/proc/{}/ns/net", lab.switch.id())).ok()?;
+            (its != ours).then_some(())
+        });
+        lab.in_switch(
+            "ip link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0; ip link set br0 up",
+        );
+        lab.write_conf();
+        if qdevice {
+            let mut server = lab.namespace(100);
+            let listen = ["corosync-qnetd", "-f", "-s", "off", "-l", "10.77.0.100"];
+            server.device = Some(lab.start_in(&server, &listen, "qnetd.out"));
+            lab.server = Some(server);
+        }
+        for id in 1..=count {
+            lab.power_on(id);
+        }
+        lab
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.nodes.len() as u32
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn in_switch(&self, script: &str) {
+        let pid = self.switch.id().to_string();
+        run(
+            &["nsenter", "-t", &pid, "-n", "--", "sh", "-ec", script],
+            Stdio::null(),
+        );
+    }
+
+    /// Configuration files of all nodes.
+    fn write_conf(&self) {
+        let nodes = (1..=self.count()).fold(String::new(), |mut text, id| {
+            let _ = write!(
+                text,
+                "  node {{\n    ring0_addr: 10.77.0.{id}\n    name: n{id}\n    nodeid: {id}\n  }}\n"
+            );
+            text
+        });
+        let votes = self.count() - 1;
+        let device = if self.qdevice {
+            format!(
+                "  device {{\n    model: net\n    votes: {votes}\n    timeout: 4000\n    sync_timeout: 6000\n    net {{\n      \
+                 host: 10.77.0.100\n      algorithm: lms\n      tls: off\n      tie_breaker: lowest\n      \
+                 connect_timeout: 2000\n    }}\n  }}\n"
+            )
+        } else {
+            String::new()
+        };
+        let corosync = format!(
+            "totem {{\n  version: 2\n  cluster_name: lab\n  transport: knet\n  crypto_cipher: none\n  crypto_hash: none\n  \
+             token: {TOKEN}\n  token_coefficient: 0\n}}\nnodelist {{\n{nodes}}}\nquorum {{\n  provider: \
+             corosync_votequorum\n{device}}}\nlogging {{\n  to_stderr: no\n  to_syslog: no\n  to_logfile: yes\n  logfile: \
+             /var/log/corosync/corosync.log\n}}\n"
+        );
+        fs::write(self.path("corosync.conf"), corosync).unwrap();
+        let agent = self.path("fence_switch");
+        let log = self.path("fences");
+        let script = format!(
+            "#!/bin/sh\nwhile read -r line; do\n  case $line in node=*) node=${{line#node=}};; esac\ndone\n\
+             in_switch='nsenter --net=/run/switch'\n\
+             if $in_switch ip link show \"p$node\" > /dev/null 2>&1; then\n  \
+             $in_switch ip link set \"p$node\" down || exit 1\nfi\n\
+             read -r up rest < /proc/uptime\necho \"$up fence $node\" >> {}\n",
+            log.display()
+        );
+        fs::write(&agent, script).unwrap();
+        fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+        let conf = format!(
+            "post_join_delay=2\nenable_startup_fencing=0\nfence_all {}\n",
+            agent.display()
+        );
+        fs::write(self.path("dlm.conf"), conf).unwrap();
+    }
+
+    /// A namespace, connected to the switch.
+    fn namespace(&self, id: u32) -> Node {
+        let namespaces = [
+            "unshare",
+            "--net",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--pid",
+            "--fork",
+            "--kill-child=KILL",
+            "--mount-proc",
+            "--propagation",
+            "private",
+            "--",
+            "sleep",
+            "infinity",
+        ];
+        let holder = spawn(&namespaces, &self.path(&format!("n{id}.out")));
+        let init = child_of(holder.id());
+        let root = self.path(&format!("n{id}"));
+        for part in ["etc", "lib", "log"] {
+            fs::create_dir_all(root.join(part)).unwrap();
+        }
+        fs::copy(self.path("corosync.conf"), root.join("etc/corosync.conf")).unwrap();
+        let (root, pid) = (root.display(), init.to_string());
+        let setup = format!(
+            "hostname n{id}\nmount -t tmpfs -o mode=1777 tmpfs /dev/shm\nmount --bind {root}/etc /etc/corosync\n\
+             mount --bind {root}/lib /var/lib/corosync\nmount --bind {root}/log /var/log/corosync\n\
+             mount -t tmpfs tmpfs /run\nmkdir -p /run/corosync-qdevice /run/corosync-qnetd /run/lock\n\
+             touch /run/switch\nmount -c --bind /proc/self/fd/0 /run/switch\nip link set lo up\n"
+        );
+        wait_for("the namespaces of a node", Duration::from_secs(20), || {
+            let ours = fs::read_link("/proc/self/ns/mnt").ok()?;
+            (fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()? != ours).then_some(())
+        });
+        let switch = File::open(format!("/proc/{}/ns/net", self.switch.id())).unwrap();
+        let enter = [
+            "nsenter", "-t", &pid, "-m", "-u", "-i", "-n", "-p", "--", "sh", "-ec", &setup,
+        ];
+        run(&enter, switch.into());
+        self.in_switch(&format!(
+            "ip link del p{id} 2>/dev/null || true; ip link add p{id} type veth peer name eth0 netns {pid}; \
+             ip link set p{id} master br0 up"
+        ));
+        let address = format!("ip addr add 10.77.0.{id}/24 dev eth0; ip link set eth0 up");
+        run(
+            &["nsenter", "-t", &pid, "-n", "--", "sh", "-ec", &address],
+            Stdio::null(),
+        );
+        Node {
+            holder,
+            init,
+            corosync: None,
+            process: None,
+            device: None,
+            lives: 0,
+        }
+    }
+
+    fn start_in(&self, node: &Node, argv: &[&str], output: &str) -> Child {
+        let pid = node.init.to_string();
+        let mut enter = vec!["nsenter", "-t", &pid, "-m", "-u", "-i", "-n", "-p", "--"];
+        enter.extend(argv);
+        spawn(&enter, &self.path(output))
+    }
+
+    /// The node comes up, with its corosync and our process.
+    pub(crate) fn power_on(&mut self, id: u32) {
+        let mut node = self.namespace(id);
+        node.corosync = Some(self.start_in(&node, &["corosync", "-f"], &format!("corosync{id}.out")));
+        if self.qdevice {
+            let wait =
+                "until corosync-quorumtool > /dev/null 2>&1; do sleep 0.2; done; exec corosync-qdevice -f";
+            let device = ["sh", "-c", wait];
+            node.device = Some(self.start_in(&node, &device, &format!("qdevice{id}.out")));
+        }
+        let index = id as usize - 1;
+        self.lives[index] += 1;
+        node.lives = self.lives[index];
+        let log = self.log_of(id);
+        File::create(&log).unwrap();
+        let pid = node.init.to_string();
+        let us = std::env::current_exe().unwrap();
+        let error = File::create(self.path(&format!("process{id}.{}.out", node.lives))).unwrap();
+        let process = Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "--",
+                "nsenter",
+                "-t",
+                &pid,
+                "-m",
+                "-u",
+                "-i",
+                "-n",
+                "-p",
+                "--",
+            ])
+            .arg(us)
+            .env("NETNS_NODE", id.to_string())
+            .env("NETNS_LOG", &log)
+            .env("NETNS_CONF", self.path("dlm.conf"))
+            .stdin(Stdio::piped())
+            .stdout(error.try_clone().unwrap())
+            .stderr(error)
+            .spawn()
+            .unwrap();
+        node.process = Some(process);
+        self.nodes[index] = Some(node);
+    }
+
+    /// What a second process of ours on a node says when it starts.
+    pub(crate) fn attempt(&mut self, id: u32) -> String {
+        let pid = self.node(id).init.to_string();
+        let done = Command::new("nsenter")
+            .args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .env("NETNS_NODE", id.to_string())
+            .env("NETNS_TRY", "1")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    /// The votes that a node counts.
+    pub(crate) fn votes(&mut self, id: u32) -> Option<u32> {
+        let pid = self.node(id).init.to_string();
+        let done = Command::new("nsenter")
+            .args([
+                "-t",
+                &pid,
+                "-m",
+                "-u",
+                "-i",
+                "-n",
+                "-p",
+                "--",
+                "corosync-quorumtool",
+                "-s",
+            ])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        let line = text.lines().find(|line| line.starts_with("Total votes:"))?;
+        line.split_whitespace().last()?.parse().ok()
+    }
+
+    fn node(&mut self, id: u32) -> &mut Node {
+        self.nodes[id as usize - 1].as_mut().expect("the node is on")
+    }
+
+    fn log_of(&self, id: u32) -> PathBuf {
+        self.path(&format!("log{id}.{}", self.lives[id as usize - 1]))
+    }
+
+    /// Power off, without a word.
+    pub(crate) fn power_off(&mut self, id: u32) {
+        if let Some(node) = self.nodes[id as usize - 1].take() {
+            end(node);
+        }
+    }
+
+    /// Our processes and corosync's in a node, as the host numbers them.
+    fn pids(&mut self, id: u32, name: Option<&str>) -> Vec<Pid> {
+        let init = self.node(id).init;
+        let space = fs::read_link(format!("/proc/{init}/ns/pid")).unwrap();
+        let mut pids = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|text| text.parse::<i32>().ok())
+            else {
+                continue;
+            };
+            let inside = fs::read_link(entry.path().join("ns/pid")).is_ok_and(|its| its == space);
+            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            let wanted = name.is_none_or(|name| comm.trim().starts_with(name));
+            if inside && wanted && pid != init as i32 {
+                pids.extend(Pid::from_raw(pid));
+            }
+        }
+        pids
+    }
+
+    /// Sends a signal to the processes of a node whose name begins so, or to all.
+    pub(crate) fn signal(&mut self, id: u32, name: Option<&str>, signal: Signal) {
+        let pids = self.pids(id, name);
+        assert!(!pids.is_empty(), "node {id} has no process {name:?}");
+        for pid in pids {
+            let _gone = kill_process(pid, signal);
+        }
+    }
+
+    /// The link between a node and the switch.
+    pub(crate) fn link(&self, id: u32, up: bool) {
+        self.in_switch(&format!("ip link set p{id} {}", if up { "up" } else { "down" }));
+    }
+
+    /// Tells our process on a node something.
+    pub(crate) fn tell(&mut self, id: u32, line: &str) {
+        let process = self.node(id).process.as_mut().unwrap();
+        let stdin = process.stdin.as_mut().unwrap();
+        writeln!(stdin, "{line}").unwrap();
+        stdin.flush().unwrap();
+    }
+
+    /// The lines of the log of a node's present life.
+    pub(crate) fn lines(&self, id: u32) -> Vec<String> {
+        let text = fs::read_to_string(self.log_of(id)).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits for a line after the time `since` that contains `what`; its time.
+    #[track_caller]
+    pub(crate) fn wait_line(&self, id: u32, since: f64, what: &str, limit: Duration) -> f64 {
+        wait_for(&format!("node {id}: {what:?}"), limit, || {
+            let lines = self.lines(id);
+            let times = lines
+                .iter()
+                .filter(|line| line.contains(what))
+                .map(|line| time_of(line));
+            times.into_iter().find(|time| *time >= since)
+        })
+    }
+
+    /// All logs: node, life, lines.
+    pub(crate) fn logs(&self) -> Vec<(u32, u32, Vec<String>)> {
+        let mut logs = Vec::new();
+        for id in 1..=self.count() {
+            for life in 1..=self.lives[id as usize - 1] {
+                let text = fs::read_to_string(self.path(&format!("log{id}.{life}"))).unwrap_or_default();
+                logs.push((id, life, text.lines().map(str::to_owned).collect()));
+            }
+        }
+        logs
+    }
+
+    /// When which node was fenced.
+    pub(crate) fn fences(&self) -> Vec<(f64, u32)> {
+        let text = fs::read_to_string(self.path("fences")).unwrap_or_default();
+        let words = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        words
+            .map(|words| (words[0].parse().unwrap(), words[2].parse().unwrap()))
+            .collect()
+    }
+
+    /// What a failed test wants to show.
+    pub(crate) fn show(&self) {
+        for entry in fs::read_dir(self.dir.path()).unwrap().flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let from = lines.len().saturating_sub(25);
+            eprintln!("--- {}", entry.path().display());
+            lines[from..].iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// The name of our processes, as the kernel shortens it.
+pub(crate) fn ours() -> String {
+    let us = std::env::current_exe().unwrap();
+    us.file_name()
+        .unwrap()
+        .to_string_lossy()
+        .chars()
+        .take(15)
+        .collect()
+}
+
+pub(crate) fn time_of(line: &str) -> f64 {
+    line.split(' ')
+        .next()
+        .and_then(|time| time.parse().ok())
+        .unwrap_or(0.0)
+}
