@@ -420,7 +420,7 @@ fn direct_and_buffered_turns_meet_in_the_file() {
         };
         let (direct, buffered) = (both(libc::O_DIRECT), both(0));
         let mut rng = Rng::with_seed(31);
-        let mut pages = vec![0u8; 64];
+        let mut pages = [0u8; 64];
         let mut page = AlignedBuf::zeroed(4096);
         buffered.set_len(64 * 4096).expect("a size");
         pages.fill(0);

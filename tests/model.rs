@@ -133,7 +133,7 @@ fn live(life: Life, ops: usize) {
         }
     }
     compare(&workload, &mount, "mounted, at the end");
-    if life.seed % 2 == 0 {
+    if life.seed.is_multiple_of(2) {
         mount.unmount();
         assert_clean(&image);
         return;
