@@ -152,8 +152,7 @@ fn convert(engine: &mut Engine, life: Life, id: LockId, oracle: &mut Oracle, rng
         ));
         return;
     }
-    let demotable = flags.contains(Lkf::CONVDEADLK);
-    oracle.converting(life, id, to, demotable);
+    oracle.converting(life, id, to, flags);
     if invalidates {
         oracle.doubt(Some(lock.resource));
     } else if writes {
@@ -178,7 +177,11 @@ fn unlock(engine: &mut Engine, life: Life, id: LockId, force: Lkf, oracle: &mut 
         return;
     }
     if given && lock.held >= Some(Mode::Pw) {
-        oracle.value(lock.resource, value);
+        if lock.invalidates {
+            oracle.doubt(Some(lock.resource));
+        } else {
+            oracle.value(lock.resource, value);
+        }
     }
     oracle.unlocking(life, id);
 }

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Cast, Event, LockId, Lvb, Mode, NodeId, SbFlags, Slot, Status};
+use crate::{Cast, Event, Lkf, LockId, Lvb, Mode, NodeId, SbFlags, Slot, Status};
 
 /// A life of a node.
 pub(super) type Life = (NodeId, u64);
@@ -33,6 +33,9 @@ pub(super) struct UserLock {
     pub(super) held: Option<Mode>,
     pub(super) doing: Doing,
     pub(super) keeper: bool,
+    /// Its last conversion carried IVVALBLK, and an unlock adds its flags to those: what it brings is not written, the
+    /// value becomes invalid (seen with two kernels: `tests/data/kernel-stream-*.txt`).
+    pub(super) invalidates: bool,
     cast_mode: Option<Mode>,
 }
 
@@ -104,6 +107,7 @@ impl Oracle {
             held: None,
             doing: Doing::Requesting,
             keeper,
+            invalidates: false,
             cast_mode: None,
         };
         self.values.entry(resource).or_insert(Value {
@@ -115,8 +119,10 @@ impl Oracle {
         }
     }
 
-    pub(super) fn converting(&mut self, life: Life, id: LockId, to: Mode, demotable: bool) {
+    pub(super) fn converting(&mut self, life: Life, id: LockId, to: Mode, flags: Lkf) {
+        let demotable = flags.contains(Lkf::CONVDEADLK);
         if let Some(lock) = self.locks.get_mut(&(life, id)) {
+            lock.invalidates = flags.contains(Lkf::IVVALBLK);
             lock.doing = Doing::Converting { to, demotable };
             lock.held = lock.held.map(|from| kept(from, to, demotable));
         }
