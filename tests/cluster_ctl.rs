@@ -164,11 +164,8 @@ fn a_healthy_lockspace_is_listed_in_text_and_json() {
 fn fencing_that_does_not_end_says_so_and_ends_when_a_person_says_so() {
     for (agent, result) in [("/bin/false", 1), ("/nosuch/fence_agent", 127)] {
         let cluster = Cluster::new(3, agent);
-        let one = cluster.node(1);
-        one.recovered(1);
-        let two = cluster.node(2);
-        two.recovered(2);
-        let three = cluster.node(3);
+        // One of three has no quorum: all of them first.
+        let (one, two, three) = (cluster.node(1), cluster.node(2), cluster.node(3));
         for node in [&one, &two, &three] {
             node.recovered(3);
         }
