@@ -18,7 +18,7 @@ use support::host::{assert_fsck_clean, sparse};
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// What a process takes beside its caches: itself, threads, a buffer or two for each request under way.
-const CONSTANT: u64 = 64 * MIB;
+const CONSTANT: u64 = 96 * MIB;
 /// What the log may take on top: three times the journal of these volumes.
 const LOG: u64 = 3 * 8 * MIB;
 

@@ -70,7 +70,9 @@ pub(crate) fn judge(lab: &Lab) -> usize {
         let fenced = fences
             .iter()
             .filter(|(time, victim)| *victim == node && *time >= begin);
-        let end = fenced.map(|(time, _)| *time).fold(f64::INFINITY, f64::min);
+        let end = fenced
+            .map(|(time, _)| *time)
+            .fold(lab.end_of(node, life), f64::min);
         // Fencing of an earlier life may be told when the next one has begun only if that was never started.
         held(node, life, &lines, end, &mut all);
     }
