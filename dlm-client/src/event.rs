@@ -5,10 +5,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::{LockError, LockId, Lvb, Mode, NodeId, PlockDone, SbFlags};
 
@@ -100,6 +101,31 @@ struct Shared {
     arrived: Condvar,
     closed: AtomicBool,
     abandoned: AtomicBool,
+    /// Until when what is queued may be believed, in nanoseconds of [`now`].
+    good_until: AtomicU64,
+}
+
+/// Nanoseconds of CLOCK_BOOTTIME: it goes on while the machine sleeps.
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::Boottime);
+    let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    part(time.tv_sec)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(part(time.tv_nsec))
+}
+
+impl Shared {
+    /// The next event that may be given out. A process that stood still may have been given up meanwhile: what is queued
+    /// from before then waits until the backend says that it goes on, and a Fatal overtakes it.
+    fn next(&self, events: &mut VecDeque<Event>) -> Option<Event> {
+        let until = self.good_until.load(Ordering::Acquire);
+        if until == u64::MAX || now() <= until {
+            return events.pop_front();
+        }
+        let fatal = events.iter().position(|event| matches!(event, Event::Fatal(_)))?;
+        events.drain(..fatal);
+        events.pop_front()
+    }
 }
 
 /// A backend's end of a queue.
@@ -118,6 +144,7 @@ pub fn queue() -> (EventSender, EventQueue) {
         arrived: Condvar::new(),
         closed: AtomicBool::new(false),
         abandoned: AtomicBool::new(false),
+        good_until: AtomicU64::new(u64::MAX),
     });
     (EventSender(Arc::clone(&shared)), EventQueue(shared))
 }
@@ -133,9 +160,29 @@ impl EventSender {
         true
     }
 
+    /// For backends that others may give up when they stand still: what is queued may be believed for so long from now.
+    /// Without a call of this, for ever.
+    pub fn extend(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let now = now();
+        let before = self
+            .0
+            .good_until
+            .swap(now.saturating_add(nanos).min(u64::MAX - 1), Ordering::AcqRel);
+        if before < now {
+            // Readers may wait for this. The lock: none is between its look and its sleep.
+            let _events = self.0.events.lock();
+            self.0.arrived.notify_all();
+        }
+    }
+
     /// Ends the queue after what is on it.
     pub fn close(&self) {
-        let _events = self.0.events.lock();
+        let events = self.0.events.lock();
+        if !events.iter().any(|event| matches!(event, Event::Fatal(_))) {
+            // Left in order: there is nothing to lose any more.
+            self.0.good_until.store(u64::MAX, Ordering::Release);
+        }
         self.0.closed.store(true, Ordering::Release);
         self.0.arrived.notify_all();
     }
@@ -147,7 +194,7 @@ impl EventQueue {
     pub fn recv(&self) -> Option<Event> {
         let mut events = self.0.events.lock();
         loop {
-            if let Some(event) = events.pop_front() {
+            if let Some(event) = self.0.next(&mut events) {
                 return Some(event);
             }
             if self.0.closed.load(Ordering::Acquire) {
@@ -160,7 +207,7 @@ impl EventQueue {
     /// The next event if there is one.
     #[must_use]
     pub fn try_recv(&self) -> Option<Event> {
-        self.0.events.lock().pop_front()
+        self.0.next(&mut self.0.events.lock())
     }
 
     /// The next event, waited for at most `timeout`.
@@ -169,13 +216,13 @@ impl EventQueue {
         let deadline = Instant::now().checked_add(timeout)?;
         let mut events = self.0.events.lock();
         loop {
-            if let Some(event) = events.pop_front() {
+            if let Some(event) = self.0.next(&mut events) {
                 return Some(event);
             }
             if self.0.closed.load(Ordering::Acquire)
                 || self.0.arrived.wait_until(&mut events, deadline).timed_out()
             {
-                return events.pop_front();
+                return self.0.next(&mut events);
             }
         }
     }
@@ -208,6 +255,24 @@ mod tests {
         assert_eq!(queue.recv(), None);
         assert!(queue.is_ended());
         assert_eq!(queue.recv_timeout(Duration::from_secs(60)), None);
+    }
+
+    #[test]
+    fn what_is_outdated_waits_and_a_fatal_overtakes_it() {
+        let (sender, queue) = queue();
+        assert!(sender.send(Event::RecoverPrep));
+        sender.extend(Duration::ZERO);
+        while now() <= queue.0.good_until.load(Ordering::Acquire) {}
+        assert_eq!(queue.try_recv(), None);
+        sender.extend(Duration::from_secs(3600));
+        assert_eq!(queue.try_recv(), Some(Event::RecoverPrep));
+        sender.extend(Duration::ZERO);
+        let fatal = Event::Fatal(LockError::Left);
+        assert!(sender.send(Event::RecoverPrep) && sender.send(fatal.clone()));
+        while now() <= queue.0.good_until.load(Ordering::Acquire) {}
+        sender.close();
+        assert_eq!(queue.recv(), Some(fatal));
+        assert_eq!(queue.recv(), None);
     }
 
     #[test]

@@ -189,6 +189,15 @@ impl Host {
         self.stepped = now.mono;
         let actions = self.controld.step(now, input);
         self.carry_out(actions);
+        self.extend();
+    }
+
+    /// What users were told may be believed until the cluster could have given us up.
+    fn extend(&self) {
+        if self.dead.is_none() && !self.suspended {
+            let grace = self.controld.grace();
+            self.spaces.values().for_each(|space| space.events.extend(grace));
+        }
     }
 
     /// Before anything is believed that came while this process stood still, the daemon has to see that it did.
