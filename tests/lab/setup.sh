@@ -1,12 +1,13 @@
 #!/bin/sh
 # Install the Debian packages that this project's tests use on the host: the emulator, the tools that
-# assemble a guest, and the reference gfs2-utils that our programs are measured against.
+# assemble a guest, the reference gfs2-utils that our programs are measured against, and the corosync of the namespaces.
 #
 #   usage: tests/lab/setup.sh        (as root; idempotent, silent when there is nothing to do)
 set -eu
 
 PACKAGES="qemu-system-x86 cpio zstd xz-utils kmod util-linux fuse3
- gfs2-utils attr acl e2fsprogs fio tshark"
+ gfs2-utils attr acl e2fsprogs fio tshark
+ corosync corosync-qdevice corosync-qnetd iproute2"
 
 missing=
 for p in $PACKAGES; do
