@@ -7,9 +7,9 @@
 //! dirty; nobody who is waited for here takes any lock but this module's and the cache's own.
 
 use super::super::buffers::lock;
-use super::super::hash::QuickSet;
 use super::DataCache;
 use crate::glock::GlockName;
+use crate::hash::QuickSet;
 use gfs2_format::device::AlignedBuf;
 use gfs2_format::{BlockAddr, Extent};
 use std::collections::{BTreeMap, VecDeque};

@@ -14,9 +14,9 @@ mod spare;
 mod write_back;
 
 use super::buffers::lock;
-use super::hash::QuickMap;
 use crate::error::{Errno, FsError, FsResult};
 use crate::glock::GlockName;
+use crate::hash::QuickMap;
 use crate::health::Health;
 use gfs2_format::device::{AlignedBuf, BlockDevice};
 use gfs2_format::{Block, BlockAddr, Extent, Geometry};
