@@ -175,3 +175,39 @@ pub trait BlockEdit: BlockRead {
     /// I/O errors, corruption in the bitmap.
     fn free(&mut self, extent: Extent, usage: BlockUse) -> Result<()>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_used_again_shows_nothing_of_before() {
+        for len in [512, 4096, 1, 4096, 0] {
+            let old = vec![7u8; len];
+            for _ in 0..3 * TOGETHER {
+                drop(Block::from(&old[..]));
+            }
+            let blocks: Vec<Block> = (0..3 * TOGETHER).map(|_| Block::zeroed(len)).collect();
+            assert!(blocks.iter().all(|block| **block == vec![0u8; len]));
+        }
+    }
+
+    #[test]
+    fn a_block_that_somebody_has_is_neither_changed_nor_used_again() {
+        let seen = Block::from(&[1u8; 512][..]);
+        let mut changed = seen.clone();
+        changed.make_mut().fill(2);
+        drop(changed);
+        let others: Vec<Block> = (0..2 * TOGETHER).map(|_| Block::from(&[3u8; 512][..])).collect();
+        assert_eq!(seen, Block::new([1u8; 512].into()));
+        assert!(others.iter().all(|block| **block == [3u8; 512]));
+        assert_eq!(*seen.into_inner(), [1u8; 512]);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_said() {
+        let blocks: Vec<Block> = (0..2 * KEPT_MAX).map(|_| Block::zeroed(512)).collect();
+        drop(blocks);
+        assert!(kept().len() <= KEPT_MAX);
+    }
+}
