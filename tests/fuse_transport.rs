@@ -306,12 +306,23 @@ fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
     let before = rig.waits();
     let look = |n: u32| stat(&rig.join(&format!("held/{n}")));
     let mut waiting: Vec<Child> = (0..90).map(look).collect();
-    until("ninety requests that wait", || {
-        rig.waits() >= before + 90
-            || waiting
-                .iter_mut()
-                .any(|child| child.try_wait().is_ok_and(|end| end.is_some()))
-    });
+    let end = Instant::now() + PATIENCE;
+    while rig.waits() < before + 90
+        && waiting
+            .iter_mut()
+            .all(|child| matches!(child.try_wait(), Ok(None)))
+    {
+        if Instant::now() > end {
+            let asleep =
+                |child: &Child| fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap_or_default();
+            let wait: Vec<_> = waiting.iter().map(asleep).collect();
+            panic!(
+                "{} of ninety requests wait, processes in {wait:?}",
+                rig.waits() - before
+            );
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let ended: Vec<_> = waiting
         .iter_mut()
         .filter_map(|child| child.try_wait().ok()?)
