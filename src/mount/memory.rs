@@ -2,6 +2,7 @@
 //!
 //! Invariant: the thread holds no lock of the daemon while it tells the kernel to forget inodes; nothing waits for it.
 
+use super::heap;
 use crate::error::Errno;
 use crate::fuse::Notifications;
 use crate::ops::{Fs, Relief};
@@ -11,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The least that can be asked for.
 pub const LEAST: usize = 16 << 20;
@@ -22,6 +23,8 @@ pub const DEFAULT_LEAST: usize = 64 << 20;
 /// Of the memory a mount may take, what its caches may count for themselves: the rest is lost between their pieces, which
 /// come and go in all sizes. Measured: a process takes 1.6 times what its caches count, and 12 MiB.
 const CACHES: (usize, usize) = (5, 8);
+/// Time between two times that free memory of the heap goes back to the system, while caches are being cut.
+const GIVE_BACK: Duration = Duration::from_secs(10);
 /// How often it is looked whether the budget is kept, without an alarm.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -84,15 +87,15 @@ impl Alarm {
         }
     }
 
-    /// False: to stop.
-    fn wait(&self) -> bool {
+    /// Whether the caches are to be cut, or just to be looked at; `None`: to stop.
+    fn wait(&self) -> Option<bool> {
         let mut wanted = self.wanted.lock();
         if !wanted.cut && !wanted.stop {
             self.wake.wait_for(&mut wanted, LOOK);
         }
-        wanted.cut = false;
+        let cut = std::mem::take(&mut wanted.cut);
         self.given.store(false, Ordering::Release);
-        !wanted.stop
+        (!wanted.stop).then_some(cut)
     }
 }
 
@@ -117,8 +120,14 @@ impl MemoryKeeper {
             .name("gfs2-memory".into())
             .spawn(move || {
                 let mut relief = Relief::new(caches);
-                while heard.wait() {
+                let (mut cut, mut given_back) = (false, Instant::now());
+                while let Some(asked) = heard.wait() {
                     fs.relieve(&mut relief, &|inodes| prune(&notifications, inodes));
+                    cut |= asked;
+                    if cut && given_back.elapsed() >= GIVE_BACK {
+                        heap::give_back();
+                        (cut, given_back) = (false, Instant::now());
+                    }
                 }
             })?;
         Ok(Self {

@@ -4,6 +4,7 @@ pub mod background;
 pub mod cli;
 pub mod device;
 pub mod guard;
+mod heap;
 pub mod logging;
 pub mod memory;
 pub mod options;
