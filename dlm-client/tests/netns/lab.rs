@@ -119,7 +119,7 @@ fn reap(mut child: Child) {
 }
 
 impl Lab {
-    /// `count` nodes with their corosync and our process; `qdevice`: with a server that has a vote.
+    /// `count` nodes, all off; `qdevice`: with a server that has a vote.
     pub(crate) fn new(count: u32, qdevice: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let switch = spawn(
@@ -149,26 +149,6 @@ impl Lab {
             let listen = ["corosync-qnetd", "-f", "-s", "off", "-l", "10.77.0.100"];
             server.device = Some(lab.start_in(&server, &listen, "qnetd.out"));
             lab.server = Some(server);
-        }
-        // One ring first, and one daemon after the other: those that start at the same moment do not always find
-        // together (seen with three and with five; open).
-        for id in 1..=count {
-            lab.boot(id);
-        }
-        for id in 1..=count {
-            wait_for("one ring", Duration::from_secs(60), || {
-                (lab.votes(id)? >= count).then_some(())
-            });
-        }
-        let mut members = String::from(" members 1");
-        for id in 1..=count {
-            lab.run(id);
-            if id > 1 {
-                members += &format!(",{id}");
-            }
-            for started in 1..=id {
-                lab.wait_line(started, 0.0, &members, Duration::from_secs(60));
-            }
         }
         lab
     }
@@ -511,11 +491,29 @@ impl Lab {
     }
 
     /// What a failed test wants to show.
-    pub(crate) fn show(&self) {
+    pub(crate) fn show(&mut self) {
+        for id in 1..=self.count() {
+            let process = self.nodes[id as usize - 1]
+                .as_mut()
+                .and_then(|node| node.process.as_mut());
+            let Some(stdin) = process.and_then(|process| process.stdin.as_mut()) else {
+                continue;
+            };
+            // Whoever is dead tells nothing any more.
+            if writeln!(stdin, "status").is_ok() {
+                let begin = Instant::now();
+                let told = |lab: &Self| lab.lines(id).iter().any(|line| line.contains(" status "));
+                while !told(self) && begin.elapsed() < Duration::from_secs(2) {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
         for entry in fs::read_dir(self.dir.path()).unwrap().flatten() {
             let text = fs::read_to_string(entry.path()).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            let from = lines.len().saturating_sub(25);
+            let from = lines
+                .len()
+                .saturating_sub(std::env::var("TAIL").map_or(25, |n| n.parse().unwrap()));
             eprintln!("--- {}", entry.path().display());
             lines[from..].iter().for_each(|line| eprintln!("{line}"));
         }

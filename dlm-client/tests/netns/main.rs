@@ -18,10 +18,18 @@ const RECOVERY: f64 = 2.0 * (2.2 * TOKEN as f64 / 1000.0 + 2.0 + 2.0);
 
 type Scenario = (&'static str, fn());
 
-const SCENARIOS: [Scenario; 3] = [
+const SCENARIOS: [Scenario; 5] = [
+    (
+        "daemons_that_start_at_the_same_moment_find_each_other",
+        daemons_that_start_at_the_same_moment_find_each_other,
+    ),
     (
         "three_nodes_lose_one_in_every_way_and_go_on",
         three_nodes_lose_one_in_every_way_and_go_on,
+    ),
+    (
+        "five_nodes_without_quorum_wait_until_it_is_back",
+        five_nodes_without_quorum_wait_until_it_is_back,
     ),
     (
         "the_last_node_goes_on_with_a_quorum_device",
@@ -67,8 +75,11 @@ fn members(ids: &[u32]) -> String {
 }
 
 fn start(count: u32, qdevice: bool) -> Watch {
-    let watch = Watch(Lab::new(count, qdevice));
+    let mut watch = Watch(Lab::new(count, qdevice));
     let all: Vec<u32> = (1..=count).collect();
+    for id in &all {
+        watch.0.power_on(*id);
+    }
     all_have(&watch.0, &all, &all, 0.0);
     for id in all {
         watch.0.wait_line(id, 0.0, "ready", LONG);
@@ -115,6 +126,34 @@ fn come_back(lab: &mut Lab, id: u32) {
     lab.power_on(id);
     let all: Vec<u32> = (1..=lab.count()).collect();
     all_have(lab, &all, &all, since);
+}
+
+/// Each on a corosync that is alone when its daemon comes, and all at once on one ring.
+fn daemons_that_start_at_the_same_moment_find_each_other() {
+    for count in [3, 5] {
+        for ring_first in [false, true] {
+            let mut watch = Watch(Lab::new(count, false));
+            let lab = &mut watch.0;
+            let all: Vec<u32> = (1..=count).collect();
+            let since = clock();
+            for id in &all {
+                lab.boot(*id);
+                if !ring_first {
+                    lab.run(*id);
+                }
+            }
+            if ring_first {
+                for id in &all {
+                    lab::wait_for("one ring", LONG, || (lab.votes(*id)? >= count).then_some(()));
+                }
+                all.iter().for_each(|id| lab.run(*id));
+            }
+            let found = all_have(lab, &all, &all, since);
+            eprintln!("{count} nodes, ring first: {ring_first}: {:.2} s", found - since);
+            assert!(lab.fences().is_empty(), "{:?}", lab.fences());
+            judge::judge(lab);
+        }
+    }
 }
 
 fn three_nodes_lose_one_in_every_way_and_go_on() {
@@ -166,6 +205,49 @@ fn three_nodes_lose_one_in_every_way_and_go_on() {
         lab.tell(id, "quit");
         lab.wait_line(id, 0.0, "left", LONG);
     }
+    let grants = judge::judge(lab);
+    eprintln!("{grants} grants judged");
+    assert!(grants > 500, "only {grants} grants");
+}
+
+fn five_nodes_without_quorum_wait_until_it_is_back() {
+    let mut watch = start(5, false);
+    let lab = &mut watch.0;
+    let since = clock();
+    lab.power_off(1);
+    lab.power_off(2);
+    let went_on = all_have(lab, &[3, 4, 5], &[3, 4, 5], since);
+    eprintln!(
+        "two of five off: the others went on after {:.2} s",
+        went_on - since
+    );
+    let mut fenced: Vec<u32> = lab.fences().iter().map(|(_, node)| *node).collect();
+    fenced.sort_unstable();
+    assert_eq!(fenced, [1, 2]);
+
+    let off = clock();
+    lab.power_off(5);
+    for id in [3, 4] {
+        lab.wait_line(id, off, "prepare", LONG);
+    }
+    // Long enough for a recovery, had there been a quorum.
+    let stopped = clock();
+    std::thread::sleep(Duration::from_secs_f64(RECOVERY));
+    for id in [3, 4] {
+        let late = lab
+            .lines(id)
+            .into_iter()
+            .find(|line| line.contains("grant") && lab::time_of(line) > stopped);
+        assert_eq!(late, None, "node {id} goes on without a quorum");
+    }
+    assert_eq!(lab.fences().len(), 2, "nobody is fenced without a quorum");
+
+    let since = clock();
+    for id in [1, 2, 5] {
+        lab.power_on(id);
+    }
+    let whole = all_have(lab, &[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5], since);
+    eprintln!("whole again after {:.2} s", whole - since);
     let grants = judge::judge(lab);
     eprintln!("{grants} grants judged");
     assert!(grants > 500, "only {grants} grants");

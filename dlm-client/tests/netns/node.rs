@@ -212,6 +212,12 @@ pub(crate) fn process() {
     if std::env::var_os("NETNS_TRY").is_some() {
         return println!("{}", attempt(us));
     }
+    let level = std::env::var("DLM_LOG").unwrap_or_else(|_| "dlm_client=debug".to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
     let log = Arc::new(Log(Mutex::new(
         File::options()
             .append(true)
@@ -241,6 +247,7 @@ pub(crate) fn process() {
                 let lines = dlm.plock_lines("fs").unwrap_or_default();
                 log.line(&format!("plocks {}", lines.join(" | ")));
             }
+            ["status"] => log.line(&format!("status {:?}", dlm.status())),
             ["plock", ..] if plock(&space, &words[1..]).is_some() => {}
             _ => log.line(&format!("refused {line}")),
         }
