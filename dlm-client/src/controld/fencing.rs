@@ -22,6 +22,8 @@ pub(super) struct Need {
     /// We have sent a result and not heard it yet.
     pub(super) result_sent: bool,
     pub(super) delayed: bool,
+    /// The node never told us whether it has state; those that were there before it know.
+    pub(super) in_doubt: bool,
     attempts: u32,
     agent: Option<String>,
     last_failure: Option<(NodeId, i32)>,
@@ -49,6 +51,7 @@ impl Need {
             job: None,
             result_sent: false,
             delayed: false,
+            in_doubt: false,
             attempts: 0,
             agent: None,
             last_failure: None,

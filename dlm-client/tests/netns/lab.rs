@@ -508,13 +508,15 @@ impl Lab {
                 }
             }
         }
-        for entry in fs::read_dir(self.dir.path()).unwrap().flatten() {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let logs = (1..=self.count()).map(|id| self.path(&format!("n{id}/log/corosync.log")));
+        let all = fs::read_dir(self.dir.path()).unwrap().flatten();
+        for path in all.map(|entry| entry.path()).chain(logs) {
+            let text = fs::read_to_string(&path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let from = lines
                 .len()
                 .saturating_sub(std::env::var("TAIL").map_or(25, |n| n.parse().unwrap()));
-            eprintln!("--- {}", entry.path().display());
+            eprintln!("--- {}", path.display());
             lines[from..].iter().for_each(|line| eprintln!("{line}"));
         }
     }
