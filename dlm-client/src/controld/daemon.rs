@@ -185,7 +185,7 @@ impl Daemon {
     }
 
     pub(super) fn is_stateful(&self) -> bool {
-        self.protocol.daemon_run.flags & STATEFUL != 0
+        self.protocol.is_stateful()
     }
 
     pub(super) fn on_ring(&mut self, ring: RingId) {
@@ -318,7 +318,7 @@ impl Daemon {
         let Some(node) = self.nodes.get_mut(&from).filter(|node| node.member) else {
             return;
         };
-        let theirs = protocol.daemon_run.flags & STATEFUL != 0;
+        let theirs = protocol.is_stateful();
         if from != self.us && node.protocol.is_none() && stateful && theirs {
             let quorate_all_along =
                 near.cluster.quorate && node.went.is_some_and(|went| near.cluster.quorate_since < went);

@@ -86,6 +86,32 @@ fn a_minority_stops_and_the_majority_goes_on() {
 }
 
 #[test]
+fn a_minority_that_meets_new_daemons_goes_on_with_them() {
+    for seed in 0..30 {
+        let mut world = World::new(Setup::nodes(5), seed);
+        world.boot_all();
+        world.heal();
+        for id in [1, 2, 5] {
+            world.fault(Fault::PowerOff, NodeId(id));
+        }
+        world.run_for(30);
+        world.expect_running("fs", &[]);
+        // They come alone, and find the others when their rings merge.
+        for id in [1, 2] {
+            world.boot_with(NodeId(id), None);
+        }
+        world.run(50);
+        world.merge();
+        world.run_for(120);
+        world.expect_running("fs", &[1, 2, 3, 4].map(NodeId));
+        for id in [3, 4] {
+            assert!(!world.is_fatal(NodeId(id)), "seed {seed}: node {id} gave up");
+        }
+        world.heal();
+    }
+}
+
+#[test]
 fn an_even_split_that_heals_keeps_the_side_of_the_lowest_node() {
     for seed in 0..30 {
         let mut world = World::new(Setup::nodes(4), seed);

@@ -168,6 +168,11 @@ impl World {
             .keys()
             .copied()
             .find(|other| *other != id && self.cluster.is_on(*other));
+        self.boot_with(id, with);
+    }
+
+    /// A node comes into the part of the cluster in which another is, or alone.
+    pub(crate) fn boot_with(&mut self, id: NodeId, with: Option<NodeId>) {
         self.note(format!("{id:?} boots"));
         self.cluster.turn_on(id, with);
         self.lives += 1;
@@ -388,7 +393,11 @@ impl World {
         let space = SPACES[self.random.usize(0..SPACES.len())];
         let dead = self.nodes[&id].machine.is_none();
         match self.random.u8(0..20) {
-            0..=5 if dead => self.reboot(id),
+            0..=5 if dead => {
+                let with = ids[self.random.usize(0..ids.len())];
+                let with = (self.random.u8(0..4) > 0 && with != id).then_some(with);
+                self.reboot(id, with);
+            }
             0 => self.fault(Fault::PowerOff, id),
             1 => self.fault(Fault::ProcessDeath, id),
             2 | 3 => self.fault(Fault::Pause, id),
@@ -405,7 +414,15 @@ impl World {
     }
 
     /// A node that is off, or whose daemon is dead, starts anew.
-    fn reboot(&mut self, id: NodeId) {
+    fn reboot(&mut self, id: NodeId, with: Option<NodeId>) {
+        if self.cluster.is_on(id) {
+            self.power_off(id);
+        }
+        self.boot_with(id, with);
+    }
+
+    /// A node starts anew, where the others are.
+    fn reset(&mut self, id: NodeId) {
         if self.cluster.is_on(id) {
             self.power_off(id);
         }
@@ -610,7 +627,7 @@ impl World {
         for _ in 0..400 {
             for id in self.ids() {
                 if self.nodes[&id].machine.is_none() || self.nodes[&id].fenced {
-                    self.reboot(id);
+                    self.reset(id);
                 }
                 let merge_wait = self.nodes[&id]
                     .machine
@@ -618,7 +635,7 @@ impl World {
                     .is_some_and(|machine| machine.status(self.time()).merge_wait);
                 if merge_wait {
                     self.note(format!("a person resets {id:?}"));
-                    self.reboot(id);
+                    self.reset(id);
                 }
                 for space in SPACES {
                     self.join(id, space);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Daemon, Near, Node};
 use crate::NodeId;
 use crate::controld::action::{Action, Fatal, Job, Now, Out};
-use crate::controld::codec::{Body, FENCE_ACKED, FENCE_NO_DATA, FenceFlags, FenceInfo, STATEFUL};
+use crate::controld::codec::{Body, FENCE_ACKED, FENCE_NO_DATA, FenceFlags, FenceInfo};
 use crate::controld::fencing::{Need, Outcome};
 use crate::controld::status::Fenced;
 
@@ -177,8 +177,8 @@ impl Daemon {
         let partial = present().any(|(_, node)| !node.merged && node.protocol.is_none());
         // Those of our side that see the merge: nodes without state see nothing strange.
         let stateful = |id: &NodeId, node: &Node| {
-            let flags = node.protocol.map_or(0, |protocol| protocol.daemon_run.flags);
-            *id == us || (!node.merged && flags & STATEFUL != 0)
+            let has_state = node.protocol.is_some_and(|protocol| protocol.is_stateful());
+            *id == us || (!node.merged && has_state)
         };
         let ours: Vec<NodeId> = present()
             .filter(|(id, node)| stateful(id, node))
