@@ -440,9 +440,7 @@ impl Lab {
 
     /// The lines of the log of a node's present life.
     pub(crate) fn lines(&self, id: u32) -> Vec<String> {
-        let text = fs::read_to_string(self.log_of(id)).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(str::to_owned).collect()
+        whole_lines(&self.log_of(id))
     }
 
     /// Waits for a line after the time `since` that contains `what`; its time.
@@ -463,8 +461,7 @@ impl Lab {
         let mut logs = Vec::new();
         for id in 1..=self.count() {
             for life in 1..=self.lives[id as usize - 1] {
-                let text = fs::read_to_string(self.path(&format!("log{id}.{life}"))).unwrap_or_default();
-                logs.push((id, life, text.lines().map(str::to_owned).collect()));
+                logs.push((id, life, whole_lines(&self.path(&format!("log{id}.{life}")))));
             }
         }
         logs
@@ -531,6 +528,13 @@ pub(crate) fn ours() -> String {
         .chars()
         .take(15)
         .collect()
+}
+
+/// The lines of a file that is being written.
+fn whole_lines(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(str::to_owned).collect()
 }
 
 pub(crate) fn time_of(line: &str) -> f64 {
