@@ -11,7 +11,7 @@ use super::cluster::Cluster;
 use super::codec::{Body, Message};
 use super::daemon::{Daemon, Near};
 use super::lockspace::{Around, Lockspace};
-use super::safety::Safety;
+use super::safety::{News, Safety};
 use super::status::Status;
 use crate::fence::conf::DlmConf;
 use crate::membership::{ClusterConfig, Group, MemberEvent, Reason};
@@ -218,9 +218,12 @@ impl Controld {
                     return Some(Fatal::ThrownOut { group: group.name() });
                 }
                 let stateful = self.daemon.is_stateful();
-                let fatal = self
-                    .safety
-                    .on_confchg(now, &self.cluster, stateful, members, joined, left, out);
+                let news = News {
+                    members,
+                    joined,
+                    left,
+                };
+                let fatal = self.safety.on_confchg(now, &self.cluster, stateful, &news, out);
                 if fatal.is_some() {
                     return fatal;
                 }

@@ -56,6 +56,14 @@ pub(super) struct Safety {
     suspended: Option<Suspension>,
 }
 
+/// A change of the members of the daemons' group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct News<'a> {
+    pub(super) members: &'a [NodeId],
+    pub(super) joined: &'a [(NodeId, Reason)],
+    pub(super) left: &'a [(NodeId, Reason)],
+}
+
 /// We must not go on.
 #[derive(Clone, Copy, Debug)]
 struct Suspension {
@@ -223,11 +231,14 @@ impl Safety {
         now: Now,
         cluster: &Cluster,
         stateful: bool,
-        members: &[NodeId],
-        joined: &[(NodeId, Reason)],
-        left: &[(NodeId, Reason)],
+        news: &News<'_>,
         out: &mut Out,
     ) -> Option<Fatal> {
+        let News {
+            members,
+            joined,
+            left,
+        } = *news;
         let went = left
             .iter()
             .filter(|(node, reason)| *reason == Reason::NodeDown && *node != self.us);

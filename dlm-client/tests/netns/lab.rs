@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 /// Corosync's token time, in milliseconds: a silent node is given up after 2.2 times that.
 pub(crate) const TOKEN: u64 = 1500;
+/// The cluster's name.
+pub(crate) const CLUSTER: &str = "lab";
 
 /// Seconds of the clock that all logs use.
 pub(crate) fn clock() -> f64 {
@@ -189,13 +191,13 @@ impl Lab {
             String::new()
         };
         let corosync = format!(
-            "totem {{\n  version: 2\n  cluster_name: lab\n  transport: knet\n  crypto_cipher: none\n  crypto_hash: none\n  \
+            "totem {{\n  version: 2\n  cluster_name: {CLUSTER}\n  transport: knet\n  crypto_cipher: none\n  crypto_hash: none\n  \
              token: {TOKEN}\n  token_coefficient: 0\n}}\nnodelist {{\n{nodes}}}\nquorum {{\n  provider: \
              corosync_votequorum\n{device}}}\nlogging {{\n  to_stderr: no\n  to_syslog: no\n  to_logfile: yes\n  logfile: \
              /var/log/corosync/corosync.log\n}}\n"
         );
         fs::write(self.path("corosync.conf"), corosync).unwrap();
-        let agent = self.path("fence_switch");
+        let agent = self.agent();
         let log = self.path("fences");
         let script = format!(
             "#!/bin/sh\nwhile read -r line; do\n  case $line in node=*) node=${{line#node=}};; esac\ndone\n\
@@ -207,11 +209,30 @@ impl Lab {
         );
         fs::write(&agent, script).unwrap();
         fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
-        let conf = format!(
-            "post_join_delay=2\nenable_startup_fencing=0\nfence_all {}\n",
-            agent.display()
-        );
+        self.fence_with(2, &self.agent());
+    }
+
+    /// The agent that takes a node's link away.
+    pub(crate) fn agent(&self) -> String {
+        self.path("fence_switch").display().to_string()
+    }
+
+    /// The delay in seconds after which nodes are fenced that do not come back by themselves, and the agent that does
+    /// it, on all nodes that are started from now on.
+    pub(crate) fn fence_with(&self, delay: u32, agent: &str) {
+        let conf = format!("post_join_delay={delay}\nenable_startup_fencing=0\nfence_all {agent}\n");
         fs::write(self.path("dlm.conf"), conf).unwrap();
+    }
+
+    /// A person says that a node is off, and it is.
+    pub(crate) fn acknowledge(&mut self, by: u32, id: u32) {
+        assert!(self.nodes[id as usize - 1].is_none(), "node {id} is on");
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("fences"));
+        writeln!(log.unwrap(), "{:.6} fence {id}", clock()).unwrap();
+        self.tell(by, &format!("ack {id}"));
     }
 
     /// A namespace, connected to the switch.
@@ -332,6 +353,7 @@ impl Lab {
             .env("NETNS_NODE", id.to_string())
             .env("NETNS_LOG", &log)
             .env("NETNS_CONF", self.path("dlm.conf"))
+            .env("NETNS_CLUSTER", CLUSTER)
             .stdin(Stdio::piped())
             .stdout(error.try_clone().unwrap())
             .stderr(error)
@@ -340,18 +362,25 @@ impl Lab {
         self.node(id).process = Some(process);
     }
 
-    /// What a second process of ours on a node says when it starts.
-    pub(crate) fn attempt(&mut self, id: u32) -> String {
+    /// What a second process of ours on a node says when it starts: the one line of why it does not.
+    pub(crate) fn attempt(&mut self, id: u32, conf: &str, cluster: &str) -> String {
+        let path = self.path("attempt.conf");
+        fs::write(&path, conf).unwrap();
         let pid = self.node(id).init.to_string();
         let done = Command::new("nsenter")
             .args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--"])
             .arg(std::env::current_exe().unwrap())
             .env("NETNS_NODE", id.to_string())
             .env("NETNS_TRY", "1")
+            .env("NETNS_CONF", path)
+            .env("NETNS_CLUSTER", cluster)
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        String::from_utf8(done.stdout).unwrap()
+        let said = String::from_utf8(done.stdout).unwrap();
+        let said = said.trim_end_matches('\n').to_owned();
+        assert!(!said.is_empty() && !said.contains('\n'), "not one line: {said:?}");
+        said
     }
 
     /// The votes that a node counts.

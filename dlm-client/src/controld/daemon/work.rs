@@ -48,7 +48,7 @@ impl Daemon {
             }
         ));
         if !success {
-            need.strike(from, info.result, repeat);
+            need.strike(near.now, from, info.result, repeat);
             return;
         }
         if info.result == FENCE_ACKED {
@@ -264,7 +264,7 @@ impl Daemon {
                 node.need = None;
                 continue;
             }
-            if need.job().is_some() || need.result_sent {
+            if need.job().is_some() || need.result_sent || near.now.mono < need.not_before {
                 continue;
             }
             need.delayed = !delay_over || (busy && !near.conf.enable_concurrent_fencing);

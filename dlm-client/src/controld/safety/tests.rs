@@ -48,14 +48,24 @@ fn with(nodes: &[u32], reason: Reason) -> Vec<(NodeId, Reason)> {
 fn left(safety: &mut Safety, cluster: &Cluster, stay: &[u32], gone: &[u32]) -> Option<Fatal> {
     let gone = with(gone, Reason::NodeDown);
     let mut out = Out::default();
-    safety.on_confchg(at(9000), cluster, true, &ids(stay), &[], &gone, &mut out)
+    let news = News {
+        members: &ids(stay),
+        joined: &[],
+        left: &gone,
+    };
+    safety.on_confchg(at(9000), cluster, true, &news, &mut out)
 }
 
 /// What comes of nodes that come, and then say that they have state.
 fn back(safety: &mut Safety, cluster: &Cluster, all: &[u32], come: &[u32], reason: Reason) -> Option<Fatal> {
     let mut out = Out::default();
     let come = with(come, reason);
-    let fatal = safety.on_confchg(at(9000), cluster, true, &ids(all), &come, &[], &mut out);
+    let news = News {
+        members: &ids(all),
+        joined: &come,
+        left: &[],
+    };
+    let fatal = safety.on_confchg(at(9000), cluster, true, &news, &mut out);
     assert_eq!(fatal, None, "nothing was said yet");
     assert_eq!(out.0.contains(&Action::Suspend), safety.is_undecided());
     come.iter().find_map(|(node, _)| safety.on_protocol(*node, true))
@@ -77,7 +87,12 @@ fn peers_that_come_back_without_state_have_evicted_nobody_and_until_they_say_so_
     let mut out = Out::default();
     let come = with(&[1, 2], Reason::NodeUp);
     let all = ids(&[1, 2, 3, 4]);
-    let fatal = safety.on_confchg(at(9000), &cluster, true, &all, &come, &[], &mut out);
+    let news = News {
+        members: &all,
+        joined: &come,
+        left: &[],
+    };
+    let fatal = safety.on_confchg(at(9000), &cluster, true, &news, &mut out);
     assert!(fatal.is_none() && out.0.contains(&Action::Suspend) && safety.is_undecided());
     quorum(&mut safety, &mut cluster, true, &all);
     safety.marked(Mark::default());
@@ -203,8 +218,13 @@ fn peers_that_come_back_without_having_given_us_up_do_not_keep_a_node_suspended(
     let up = with(&[1, 2], Reason::NodeUp);
     let mut out = Out::default();
     let all = ids(&[1, 2, 3]);
-    for (members, up, gone) in [(&all[2..], &[][..], &gone[..]), (&all[..], &up[..], &[][..])] {
-        let fatal = safety.on_confchg(at(0), &cluster, false, members, up, gone, &mut out);
+    for (members, joined, left) in [(&all[2..], &[][..], &gone[..]), (&all[..], &up[..], &[][..])] {
+        let news = News {
+            members,
+            joined,
+            left,
+        };
+        let fatal = safety.on_confchg(at(0), &cluster, false, &news, &mut out);
         assert_eq!(fatal, None);
     }
     assert!(out.0.is_empty(), "{out:?}");
