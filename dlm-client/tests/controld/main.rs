@@ -111,6 +111,39 @@ fn a_minority_that_meets_new_daemons_goes_on_with_them() {
     }
 }
 
+/// Node 2 comes and dies, in the best case before it said a word; node 3 came in between and cannot know.
+#[test]
+fn whoever_came_before_knows_that_a_node_had_no_locks_yet() {
+    let mut reassured = 0;
+    for seed in 0..30 {
+        let mut world = World::new(Setup::nodes(3), seed);
+        world.boot(NodeId(1));
+        world.boot(NodeId(3));
+        world.run_for(60);
+        world.expect_running("fs", &[1, 3].map(NodeId));
+        world.fault(Fault::PowerOff, NodeId(3));
+        world.boot(NodeId(2));
+        while !world.sees(NodeId(1), NodeId(2)) {
+            world.run(1);
+        }
+        world.fault(Fault::Pause, NodeId(2));
+        world.boot(NodeId(3));
+        while !world.sees(NodeId(3), NodeId(2)) {
+            world.run(1);
+        }
+        let before = world.fenced();
+        world.fault(Fault::ProcessDeath, NodeId(2));
+        world.run_for(60);
+        world.expect_running("fs", &[1, 3].map(NodeId));
+        let fenced = world.fenced() - before;
+        if world.trace().iter().any(|line| line.contains("had no locks yet")) {
+            reassured += 1;
+            assert_eq!(fenced, 0, "seed {seed}");
+        }
+    }
+    assert!(reassured > 5, "only {reassured} of 30");
+}
+
 #[test]
 fn an_even_split_that_heals_keeps_the_side_of_the_lowest_node() {
     for seed in 0..30 {

@@ -125,6 +125,15 @@ impl World {
         self.fenced
     }
 
+    /// Does a node's daemon know that another's runs?
+    pub(crate) fn sees(&self, node: NodeId, other: NodeId) -> bool {
+        let machine = self.nodes[&node].machine.as_ref();
+        let status = machine.map(|machine| machine.status(self.time()));
+        let member =
+            |nodes: &[dlm_client::controld::NodeStatus]| nodes.iter().any(|n| n.node == other && n.member);
+        status.is_some_and(|status| member(&status.nodes))
+    }
+
     pub(crate) fn is_fatal(&self, node: NodeId) -> bool {
         self.nodes[&node].fatal.is_some()
     }
