@@ -38,6 +38,8 @@ pub struct WireOptions {
     pub version: Version,
     /// `dlm.conf`.
     pub conf: DlmConf,
+    /// The cluster that is meant; any other is refused.
+    pub cluster: Option<String>,
 }
 
 impl WireOptions {
@@ -47,6 +49,7 @@ impl WireOptions {
         Self {
             version: Version::V3_2,
             conf,
+            cluster: None,
         }
     }
 }
@@ -132,7 +135,7 @@ impl WireDlm {
     /// Starts a node: `membership` says who is in the cluster, `transport`, registered with `poller`, connects to them.
     ///
     /// # Errors
-    /// No threads.
+    /// Another cluster than the one that is meant, or no threads.
     pub fn start<M: Membership + Send + 'static>(
         membership: M,
         transport: Box<dyn Transport>,
@@ -140,6 +143,10 @@ impl WireDlm {
         options: &WireOptions,
     ) -> Result<Self, LockError> {
         let config = membership.config().clone();
+        if let Some(wanted) = &options.cluster {
+            let checked = config.check_name(wanted);
+            checked.map_err(|error| LockError::Service(error.to_string()))?;
+        }
         let cluster = ClusterInfo {
             name: config.name.clone(),
             node: config.us,

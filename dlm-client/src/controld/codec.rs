@@ -201,6 +201,14 @@ pub struct Protocol {
     pub kernel_run: Version,
 }
 
+impl Protocol {
+    /// Has the sender ever started a lockspace?
+    #[must_use]
+    pub const fn is_stateful(&self) -> bool {
+        self.daemon_run.flags & STATEFUL != 0
+    }
+}
+
 /// START: how the sender saw a change of membership.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ChangeInfo {

@@ -4,10 +4,15 @@
 //! list; when all have failed, all may try again. Devices are tried in order; those that are parallel must all
 //! succeed.
 
+use std::time::Duration;
+
 use super::action::{Action, Job, Now, Out};
 use super::status::FenceStatus;
 use crate::NodeId;
 use crate::fence::conf::Device;
+
+/// Between two rounds in which all actors failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// A node whose fencing is awaited.
 #[derive(Debug)]
@@ -22,6 +27,10 @@ pub(super) struct Need {
     /// We have sent a result and not heard it yet.
     pub(super) result_sent: bool,
     pub(super) delayed: bool,
+    /// All have failed: no agent is started before.
+    pub(super) not_before: Duration,
+    /// The node never told us whether it has state; those that were there before it know.
+    pub(super) in_doubt: bool,
     attempts: u32,
     agent: Option<String>,
     last_failure: Option<(NodeId, i32)>,
@@ -49,6 +58,8 @@ impl Need {
             job: None,
             result_sent: false,
             delayed: false,
+            not_before: Duration::ZERO,
+            in_doubt: false,
             attempts: 0,
             agent: None,
             last_failure: None,
@@ -65,12 +76,13 @@ impl Need {
         self.actors.first().copied()
     }
 
-    /// An actor has failed.
-    pub(super) fn strike(&mut self, actor: NodeId, result: i32, repeat: bool) {
+    /// An actor has failed. When all have, they begin again, after a while: an agent that is not there fails at once.
+    pub(super) fn strike(&mut self, now: Now, actor: NodeId, result: i32, repeat: bool) {
         self.last_failure = Some((actor, result));
         self.actors.retain(|other| *other != actor);
         if self.actors.is_empty() && repeat {
             self.actors.clone_from(&self.all_actors);
+            self.not_before = now.mono.saturating_add(RETRY_PAUSE);
         }
         self.position = 0;
     }

@@ -243,15 +243,19 @@ impl Lockspace {
         let added: BTreeSet<NodeId> = joined.iter().map(|(node, _)| *node).collect();
         let with_node = joined.iter().filter(|(_, reason)| *reason == Reason::NodeUp);
         let with_node: BTreeSet<NodeId> = with_node.map(|(node, _)| *node).collect();
-        let ring = low(self.ring);
+        // The ring may be told before the change with which we come, or after it.
+        let ring = (self.ring != 0).then(|| low(self.ring));
+        let we_came = added.contains(&self.us);
         for node in members {
             let history = self.history.entry(*node).or_default();
             if added.contains(node) {
                 history.added = self.seq;
                 history.life = None;
-                history.ring = (!with_node.contains(node)).then_some(ring);
+                history.ring = ring.filter(|_| !with_node.contains(node));
                 self.nacks.remove(node);
                 history.offset = None;
+            } else if we_came {
+                history.ring = ring;
             }
         }
         let member = |node: &NodeId| {

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::action::{Action, Fatal, Job, Now, Order, Out};
 use super::cluster::Cluster;
-use super::codec::Message;
+use super::codec::{Body, Message};
 use super::daemon::{Daemon, Near};
 use super::lockspace::{Around, Lockspace};
-use super::safety::Safety;
+use super::safety::{News, Safety};
 use super::status::Status;
 use crate::fence::conf::DlmConf;
 use crate::membership::{ClusterConfig, Group, MemberEvent, Reason};
@@ -140,7 +140,7 @@ impl Controld {
             cluster: &self.cluster,
             conf: &self.conf,
             two_node: self.config.two_node,
-            behind: self.safety.is_behind(),
+            behind: self.safety.is_behind() || self.safety.is_undecided(),
         };
         (&mut self.daemon, near)
     }
@@ -188,7 +188,7 @@ impl Controld {
                 left,
             } => return self.on_confchg(now, group, &members, &joined, &left, out),
             MemberEvent::Deliver { group, from, bytes } => match Message::decode(&bytes) {
-                Ok(message) => self.on_message(now, &group, from, &message, out),
+                Ok(message) => return self.on_message(now, &group, from, &message, out),
                 Err(error) => out.error(format!("message of node {} in {}: {error}", from.0, group.name())),
             },
             MemberEvent::ShutdownAsked => {
@@ -218,9 +218,12 @@ impl Controld {
                     return Some(Fatal::ThrownOut { group: group.name() });
                 }
                 let stateful = self.daemon.is_stateful();
-                let fatal = self
-                    .safety
-                    .on_confchg(now, &self.cluster, stateful, members, joined, left);
+                let news = News {
+                    members,
+                    joined,
+                    left,
+                };
+                let fatal = self.safety.on_confchg(now, &self.cluster, stateful, &news, out);
                 if fatal.is_some() {
                     return fatal;
                 }
@@ -249,9 +252,22 @@ impl Controld {
         None
     }
 
-    fn on_message(&mut self, now: Now, group: &Group, from: NodeId, message: &Message, out: &mut Out) {
+    fn on_message(
+        &mut self,
+        now: Now,
+        group: &Group,
+        from: NodeId,
+        message: &Message,
+        out: &mut Out,
+    ) -> Option<Fatal> {
         match group {
             Group::Daemons => {
+                if let (Body::Protocol(protocol), true) = (&message.body, message.header.from == from.0) {
+                    let fatal = self.safety.on_protocol(from, protocol.is_stateful());
+                    if fatal.is_some() {
+                        return fatal;
+                    }
+                }
                 let (daemon, near) = self.near(now);
                 daemon.on_message(&near, from, message, out);
             }
@@ -267,6 +283,7 @@ impl Controld {
                 }
             }
         }
+        None
     }
 
     /// What follows by itself from what is known now.

@@ -5,7 +5,8 @@
 //! processes. That, and only that, tells it. So:
 //!
 //! - Nodes that went with their node are *apart* until the quorum service said that we are quorate without them. One
-//!   that is back while apart has taken us for dead: [`Fatal::Evicted`].
+//!   that is back while apart, and has state, has taken us for dead: [`Fatal::Evicted`]. Until it has said whether it
+//!   has, we must not write. One without state was started anew meanwhile, and has taken nobody for dead.
 //! - If we stood still for longer than it takes to be given up and nodes go shortly after, it was us who went:
 //!   [`Fatal::Paused`]. (With two nodes both are quorate alone, so the first rule may not be enough.)
 //! - After we stood still, whatever came meanwhile comes before what we send then: until that is back, nobody is fenced
@@ -37,6 +38,8 @@ pub(super) struct Safety {
     token: Duration,
     /// Went with their nodes; not known yet who of us was given up.
     apart: BTreeSet<NodeId>,
+    /// Of these, those that are here again and have not said yet whether they have state.
+    returned: BTreeSet<NodeId>,
     /// While nodes were apart the quorum service said that we are not quorate.
     inquorate: bool,
     last_turn: Option<Duration>,
@@ -51,6 +54,14 @@ pub(super) struct Safety {
     /// When the last of our beats that came back was sent.
     heard: Duration,
     suspended: Option<Suspension>,
+}
+
+/// A change of the members of the daemons' group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct News<'a> {
+    pub(super) members: &'a [NodeId],
+    pub(super) joined: &'a [(NodeId, Reason)],
+    pub(super) left: &'a [(NodeId, Reason)],
 }
 
 /// We must not go on.
@@ -69,6 +80,7 @@ impl Safety {
             qdevice: config.qdevice,
             token: config.token.max(Duration::from_millis(100)),
             apart: BTreeSet::new(),
+            returned: BTreeSet::new(),
             inquorate: false,
             last_turn: None,
             paused: None,
@@ -94,6 +106,11 @@ impl Safety {
 
     pub(super) const fn is_suspended(&self) -> bool {
         self.suspended.is_some()
+    }
+
+    /// May others have taken us for dead?
+    pub(super) fn is_undecided(&self) -> bool {
+        !self.returned.is_empty()
     }
 
     /// Called with every step, before anything else is done with it.
@@ -214,10 +231,14 @@ impl Safety {
         now: Now,
         cluster: &Cluster,
         stateful: bool,
-        members: &[NodeId],
-        joined: &[(NodeId, Reason)],
-        left: &[(NodeId, Reason)],
+        news: &News<'_>,
+        out: &mut Out,
     ) -> Option<Fatal> {
+        let News {
+            members,
+            joined,
+            left,
+        } = *news;
         let went = left
             .iter()
             .filter(|(node, reason)| *reason == Reason::NodeDown && *node != self.us);
@@ -236,6 +257,7 @@ impl Safety {
                 self.inquorate = self.inquorate || !cluster.quorate;
             }
         }
+        self.returned.retain(|node| members.contains(node));
         let mut back = Vec::new();
         for (node, reason) in joined {
             if *reason == Reason::NodeUp {
@@ -243,18 +265,35 @@ impl Safety {
             } else {
                 // Started anew: it knows nothing of us.
                 self.apart.remove(node);
+                self.returned.remove(node);
             }
         }
         let stayed = members.iter().copied().filter(|node| !back.contains(node));
-        let verdict = self.verdict(stateful, &stayed.collect::<Vec<_>>(), &back);
-        if verdict.is_none() {
-            for node in &back {
-                self.apart.remove(node);
-            }
-            // We had nothing to lose, or are the ones that go on: that they were away is over.
-            self.apart.retain(|node| !back.contains(node));
+        let judges = self.judges(stateful, &stayed.collect::<Vec<_>>(), &back);
+        // If there are none, we had nothing to lose, or are the ones that go on: that they were away is over.
+        self.apart
+            .retain(|node| !back.contains(node) || judges.contains(node));
+        if !judges.is_empty() {
+            self.suspend(now, &format!("apart from nodes {judges:?}, which are back"), out);
+            self.returned.extend(judges);
         }
-        verdict
+        None
+    }
+
+    /// A daemon says whether it ever started a lockspace.
+    pub(super) fn on_protocol(&mut self, from: NodeId, stateful: bool) -> Option<Fatal> {
+        if !self.returned.contains(&from) {
+            return None;
+        }
+        if stateful {
+            return Some(Fatal::Evicted { peers: vec![from] });
+        }
+        self.returned.remove(&from);
+        self.apart.remove(&from);
+        if self.apart.is_empty() {
+            self.inquorate = false;
+        }
+        None
     }
 
     pub(super) fn on_quorum(&mut self, quorate: bool, members: &[NodeId]) {
@@ -269,26 +308,23 @@ impl Safety {
         }
     }
 
-    /// Nodes are here again: were some of them apart?
-    fn verdict(&self, stateful: bool, stayed: &[NodeId], here: &[NodeId]) -> Option<Fatal> {
-        let back: Vec<NodeId> = here
+    /// Nodes are here again: which of them may have taken us for dead?
+    fn judges(&self, stateful: bool, stayed: &[NodeId], here: &[NodeId]) -> BTreeSet<NodeId> {
+        let back: BTreeSet<NodeId> = here
             .iter()
             .copied()
             .filter(|node| self.apart.contains(node))
             .collect();
-        if back.is_empty() {
-            return None;
-        }
-        if !stateful {
-            return None;
+        if back.is_empty() || !stateful {
+            return BTreeSet::new();
         }
         // An even split in which nobody was quorate: nobody was recovered, and the side with the lowest node goes on.
         let ours = stayed.iter().filter(|node| !self.apart.contains(node));
         let lowest_is_ours = ours.clone().min() < self.apart.iter().min();
         if self.inquorate && !self.qdevice && ours.count() >= self.apart.len() && lowest_is_ours {
-            return None;
+            return BTreeSet::new();
         }
-        Some(Fatal::Evicted { peers: back })
+        back
     }
 }
 

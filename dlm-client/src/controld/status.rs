@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::action::Now;
 use super::codec::ChangeInfo;
 use crate::NodeId;
+use crate::fence::agent::NOT_RUN;
 
 /// What a lockspace waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +140,10 @@ impl Status {
                 };
                 let agent = fencing.agent.as_deref().unwrap_or("none started here");
                 let failure = match fencing.last_failure {
+                    Some((by, NOT_RUN)) => format!(
+                        ", which cannot be run on node {}: install it, or correct dlm.conf",
+                        by.0
+                    ),
                     Some((by, result)) => format!(", last failure {result} on node {}", by.0),
                     None => String::new(),
                 };

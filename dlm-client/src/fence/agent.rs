@@ -17,7 +17,7 @@ use super::conf::DlmConf;
 use crate::NodeId;
 
 /// What an agent that cannot be run at all counts as.
-const NOT_RUN: i32 = 127;
+pub(crate) const NOT_RUN: i32 = 127;
 
 /// An agent that runs; none once it is reaped.
 type Running = Arc<Mutex<Option<Child>>>;

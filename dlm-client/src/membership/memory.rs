@@ -17,6 +17,9 @@ use parking_lot::Mutex;
 use super::{ClusterConfig, Group, MemberEvent, Membership, MembershipError, NodeInfo, Reason, RingId};
 use crate::NodeId;
 
+/// So near the end of 16 bits that a history of some length passes it: numbers of rings live on disks and only grow.
+const FIRST_RING: u64 = 0xff80;
+
 #[derive(Debug)]
 enum Request {
     Join(Group),
@@ -36,9 +39,26 @@ struct Member {
     events: BTreeMap<Source, VecDeque<MemberEvent>>,
     /// Groups it is in, and the members it knows.
     groups: BTreeMap<Group, BTreeSet<NodeId>>,
+    /// Groups it is about to join whose ring it was told already.
+    early: BTreeSet<Group>,
 }
 
 impl Member {
+    /// The ring of a group, as its members are told.
+    fn push_ring(&mut self, group: &Group, representative: NodeId) {
+        let ring = RingId {
+            node: representative,
+            seq: self.ring,
+        };
+        let group = group.clone();
+        self.push(Some(group.clone()), MemberEvent::Ring { group, ring });
+    }
+
+    fn is_about_to_join(&self, group: &Group) -> bool {
+        let joins = |request: &Request| matches!(request, Request::Join(joined) if joined == group);
+        self.outbox.iter().any(joins)
+    }
+
     fn push(&mut self, source: Source, event: MemberEvent) {
         self.events.entry(source).or_default().push_back(event);
     }
@@ -66,7 +86,7 @@ impl MemoryCluster {
                 .collect(),
             two_node: count == 2,
             always_quorate: false,
-            last_ring: 0,
+            last_ring: FIRST_RING,
             last_part: 0,
             killed: Vec::new(),
         }
@@ -226,6 +246,8 @@ impl MemoryCluster {
         for node in &members {
             if let Some(member) = self.nodes.get_mut(node) {
                 member.ring = seq;
+                // Those that are about to join are told this one, too.
+                member.early.clear();
             }
         }
         if !seen {
@@ -294,11 +316,7 @@ impl MemoryCluster {
             member.push(source.clone(), event);
         }
         if ring {
-            let ring = RingId {
-                node: now.first().copied().unwrap_or(NodeId(0)),
-                seq: member.ring,
-            };
-            member.push(source, MemberEvent::Ring { group, ring });
+            member.push_ring(&group, now.first().copied().unwrap_or(NodeId(0)));
         }
     }
 
@@ -330,6 +348,22 @@ impl MemoryCluster {
         if let Some(member) = self.nodes.get_mut(&node) {
             member.groups.remove(group);
         }
+        self.tell_ring_early(part, group);
+    }
+
+    /// Corosync tells those that are about to join a group its ring with the first news of the group, though these are
+    /// not for them yet: the ring comes before the change with which they come.
+    fn tell_ring_early(&mut self, part: Option<u32>, group: &Group) {
+        let here = part.map(|part| self.part_members(part)).unwrap_or_default();
+        let first = here.first().copied();
+        for node in here {
+            if let (Some(member), Some(first)) = (self.nodes.get_mut(&node), first)
+                && member.is_about_to_join(group)
+                && member.early.insert(group.clone())
+            {
+                member.push_ring(group, first);
+            }
+        }
     }
 
     fn arrive(&mut self, part: u32, node: NodeId, group: &Group) {
@@ -354,15 +388,11 @@ impl MemoryCluster {
                 left: Vec::new(),
             };
             member.push(Some(group.clone()), event);
-            if *other == node {
-                let ring = RingId {
-                    node: members.first().copied().unwrap_or(node),
-                    seq: member.ring,
-                };
-                let group = group.clone();
-                member.push(Some(group.clone()), MemberEvent::Ring { group, ring });
+            if *other == node && !member.early.remove(group) {
+                member.push_ring(group, members.first().copied().unwrap_or(node));
             }
         }
+        self.tell_ring_early(Some(part), group);
     }
 
     /// Puts the oldest request of a node into the order of all. False: there is none.

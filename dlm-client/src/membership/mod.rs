@@ -169,6 +169,23 @@ pub struct ClusterConfig {
     pub token: Duration,
 }
 
+impl ClusterConfig {
+    /// Is this the cluster that somebody means?
+    ///
+    /// # Errors
+    /// It is another one.
+    pub fn check_name(&self, wanted: &str) -> Result<(), MembershipError> {
+        if self.name == wanted {
+            return Ok(());
+        }
+        Err(MembershipError::Unavailable {
+            service: format!("cluster {wanted:?}"),
+            reason: format!("this node is in cluster {:?}", self.name),
+            advice: "correct the cluster's name, or go to a node of that cluster",
+        })
+    }
+}
+
 /// A call of the service failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

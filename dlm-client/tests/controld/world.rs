@@ -125,6 +125,15 @@ impl World {
         self.fenced
     }
 
+    /// Does a node's daemon know that another's runs?
+    pub(crate) fn sees(&self, node: NodeId, other: NodeId) -> bool {
+        let machine = self.nodes[&node].machine.as_ref();
+        let status = machine.map(|machine| machine.status(self.time()));
+        let member =
+            |nodes: &[dlm_client::controld::NodeStatus]| nodes.iter().any(|n| n.node == other && n.member);
+        status.is_some_and(|status| member(&status.nodes))
+    }
+
     pub(crate) fn is_fatal(&self, node: NodeId) -> bool {
         self.nodes[&node].fatal.is_some()
     }
@@ -138,7 +147,9 @@ impl World {
             .trace
             .len()
             .saturating_sub(std::env::var("DLM_TRACE").map_or(400, |n| n.parse().unwrap()));
-        for line in &self.trace[from..] {
+        // POSIX locks are too many to be shown.
+        let shown = |line: &&String| !line.contains("Plock") && !line.ends_with(" cancel");
+        for line in self.trace[from..].iter().filter(shown) {
             eprintln!("{line}");
         }
         panic!("seed {} of {:?}: {what}", self.seed, self.setup);
@@ -166,6 +177,11 @@ impl World {
             .keys()
             .copied()
             .find(|other| *other != id && self.cluster.is_on(*other));
+        self.boot_with(id, with);
+    }
+
+    /// A node comes into the part of the cluster in which another is, or alone.
+    pub(crate) fn boot_with(&mut self, id: NodeId, with: Option<NodeId>) {
         self.note(format!("{id:?} boots"));
         self.cluster.turn_on(id, with);
         self.lives += 1;
@@ -386,7 +402,11 @@ impl World {
         let space = SPACES[self.random.usize(0..SPACES.len())];
         let dead = self.nodes[&id].machine.is_none();
         match self.random.u8(0..20) {
-            0..=5 if dead => self.reboot(id),
+            0..=5 if dead => {
+                let with = ids[self.random.usize(0..ids.len())];
+                let with = (self.random.u8(0..4) > 0 && with != id).then_some(with);
+                self.reboot(id, with);
+            }
             0 => self.fault(Fault::PowerOff, id),
             1 => self.fault(Fault::ProcessDeath, id),
             2 | 3 => self.fault(Fault::Pause, id),
@@ -403,7 +423,15 @@ impl World {
     }
 
     /// A node that is off, or whose daemon is dead, starts anew.
-    fn reboot(&mut self, id: NodeId) {
+    fn reboot(&mut self, id: NodeId, with: Option<NodeId>) {
+        if self.cluster.is_on(id) {
+            self.power_off(id);
+        }
+        self.boot_with(id, with);
+    }
+
+    /// A node starts anew, where the others are.
+    fn reset(&mut self, id: NodeId) {
         if self.cluster.is_on(id) {
             self.power_off(id);
         }
@@ -608,7 +636,7 @@ impl World {
         for _ in 0..400 {
             for id in self.ids() {
                 if self.nodes[&id].machine.is_none() || self.nodes[&id].fenced {
-                    self.reboot(id);
+                    self.reset(id);
                 }
                 let merge_wait = self.nodes[&id]
                     .machine
@@ -616,7 +644,7 @@ impl World {
                     .is_some_and(|machine| machine.status(self.time()).merge_wait);
                 if merge_wait {
                     self.note(format!("a person resets {id:?}"));
-                    self.reboot(id);
+                    self.reset(id);
                 }
                 for space in SPACES {
                     self.join(id, space);
@@ -631,7 +659,7 @@ impl World {
         }
         for (id, node) in &self.nodes {
             let status = node.machine.as_ref().map(|machine| machine.status(self.time()));
-            eprintln!("{id:?}: {status:#?}");
+            eprintln!("{id:?}: {status:?}");
         }
         self.fail("the cluster does not become whole");
     }

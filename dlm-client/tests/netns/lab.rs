@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 /// Corosync's token time, in milliseconds: a silent node is given up after 2.2 times that.
 pub(crate) const TOKEN: u64 = 1500;
+/// The cluster's name.
+pub(crate) const CLUSTER: &str = "lab";
 
 /// Seconds of the clock that all logs use.
 pub(crate) fn clock() -> f64 {
@@ -119,7 +121,7 @@ fn reap(mut child: Child) {
 }
 
 impl Lab {
-    /// `count` nodes with their corosync and our process; `qdevice`: with a server that has a vote.
+    /// `count` nodes, all off; `qdevice`: with a server that has a vote.
     pub(crate) fn new(count: u32, qdevice: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let switch = spawn(
@@ -149,26 +151,6 @@ impl Lab {
             let listen = ["corosync-qnetd", "-f", "-s", "off", "-l", "10.77.0.100"];
             server.device = Some(lab.start_in(&server, &listen, "qnetd.out"));
             lab.server = Some(server);
-        }
-        // One ring first, and one daemon after the other: those that start at the same moment do not always find
-        // together (seen with three and with five; open).
-        for id in 1..=count {
-            lab.boot(id);
-        }
-        for id in 1..=count {
-            wait_for("one ring", Duration::from_secs(60), || {
-                (lab.votes(id)? >= count).then_some(())
-            });
-        }
-        let mut members = String::from(" members 1");
-        for id in 1..=count {
-            lab.run(id);
-            if id > 1 {
-                members += &format!(",{id}");
-            }
-            for started in 1..=id {
-                lab.wait_line(started, 0.0, &members, Duration::from_secs(60));
-            }
         }
         lab
     }
@@ -209,13 +191,13 @@ impl Lab {
             String::new()
         };
         let corosync = format!(
-            "totem {{\n  version: 2\n  cluster_name: lab\n  transport: knet\n  crypto_cipher: none\n  crypto_hash: none\n  \
+            "totem {{\n  version: 2\n  cluster_name: {CLUSTER}\n  transport: knet\n  crypto_cipher: none\n  crypto_hash: none\n  \
              token: {TOKEN}\n  token_coefficient: 0\n}}\nnodelist {{\n{nodes}}}\nquorum {{\n  provider: \
              corosync_votequorum\n{device}}}\nlogging {{\n  to_stderr: no\n  to_syslog: no\n  to_logfile: yes\n  logfile: \
              /var/log/corosync/corosync.log\n}}\n"
         );
         fs::write(self.path("corosync.conf"), corosync).unwrap();
-        let agent = self.path("fence_switch");
+        let agent = self.agent();
         let log = self.path("fences");
         let script = format!(
             "#!/bin/sh\nwhile read -r line; do\n  case $line in node=*) node=${{line#node=}};; esac\ndone\n\
@@ -227,11 +209,30 @@ impl Lab {
         );
         fs::write(&agent, script).unwrap();
         fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
-        let conf = format!(
-            "post_join_delay=2\nenable_startup_fencing=0\nfence_all {}\n",
-            agent.display()
-        );
+        self.fence_with(2, &self.agent());
+    }
+
+    /// The agent that takes a node's link away.
+    pub(crate) fn agent(&self) -> String {
+        self.path("fence_switch").display().to_string()
+    }
+
+    /// The delay in seconds after which nodes are fenced that do not come back by themselves, and the agent that does
+    /// it, on all nodes that are started from now on.
+    pub(crate) fn fence_with(&self, delay: u32, agent: &str) {
+        let conf = format!("post_join_delay={delay}\nenable_startup_fencing=0\nfence_all {agent}\n");
         fs::write(self.path("dlm.conf"), conf).unwrap();
+    }
+
+    /// A person says that a node is off, and it is.
+    pub(crate) fn acknowledge(&mut self, by: u32, id: u32) {
+        assert!(self.nodes[id as usize - 1].is_none(), "node {id} is on");
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("fences"));
+        writeln!(log.unwrap(), "{:.6} fence {id}", clock()).unwrap();
+        self.tell(by, &format!("ack {id}"));
     }
 
     /// A namespace, connected to the switch.
@@ -352,6 +353,7 @@ impl Lab {
             .env("NETNS_NODE", id.to_string())
             .env("NETNS_LOG", &log)
             .env("NETNS_CONF", self.path("dlm.conf"))
+            .env("NETNS_CLUSTER", CLUSTER)
             .stdin(Stdio::piped())
             .stdout(error.try_clone().unwrap())
             .stderr(error)
@@ -360,18 +362,25 @@ impl Lab {
         self.node(id).process = Some(process);
     }
 
-    /// What a second process of ours on a node says when it starts.
-    pub(crate) fn attempt(&mut self, id: u32) -> String {
+    /// What a second process of ours on a node says when it starts: the one line of why it does not.
+    pub(crate) fn attempt(&mut self, id: u32, conf: &str, cluster: &str) -> String {
+        let path = self.path("attempt.conf");
+        fs::write(&path, conf).unwrap();
         let pid = self.node(id).init.to_string();
         let done = Command::new("nsenter")
             .args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--"])
             .arg(std::env::current_exe().unwrap())
             .env("NETNS_NODE", id.to_string())
             .env("NETNS_TRY", "1")
+            .env("NETNS_CONF", path)
+            .env("NETNS_CLUSTER", cluster)
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        String::from_utf8(done.stdout).unwrap()
+        let said = String::from_utf8(done.stdout).unwrap();
+        let said = said.trim_end_matches('\n').to_owned();
+        assert!(!said.is_empty() && !said.contains('\n'), "not one line: {said:?}");
+        said
     }
 
     /// The votes that a node counts.
@@ -460,9 +469,7 @@ impl Lab {
 
     /// The lines of the log of a node's present life.
     pub(crate) fn lines(&self, id: u32) -> Vec<String> {
-        let text = fs::read_to_string(self.log_of(id)).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(str::to_owned).collect()
+        whole_lines(&self.log_of(id))
     }
 
     /// Waits for a line after the time `since` that contains `what`; its time.
@@ -483,8 +490,7 @@ impl Lab {
         let mut logs = Vec::new();
         for id in 1..=self.count() {
             for life in 1..=self.lives[id as usize - 1] {
-                let text = fs::read_to_string(self.path(&format!("log{id}.{life}"))).unwrap_or_default();
-                logs.push((id, life, text.lines().map(str::to_owned).collect()));
+                logs.push((id, life, whole_lines(&self.path(&format!("log{id}.{life}")))));
             }
         }
         logs
@@ -511,12 +517,32 @@ impl Lab {
     }
 
     /// What a failed test wants to show.
-    pub(crate) fn show(&self) {
-        for entry in fs::read_dir(self.dir.path()).unwrap().flatten() {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+    pub(crate) fn show(&mut self) {
+        for id in 1..=self.count() {
+            let process = self.nodes[id as usize - 1]
+                .as_mut()
+                .and_then(|node| node.process.as_mut());
+            let Some(stdin) = process.and_then(|process| process.stdin.as_mut()) else {
+                continue;
+            };
+            // Whoever is dead tells nothing any more.
+            if writeln!(stdin, "status").is_ok() {
+                let begin = Instant::now();
+                let told = |lab: &Self| lab.lines(id).iter().any(|line| line.contains(" status "));
+                while !told(self) && begin.elapsed() < Duration::from_secs(2) {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+        let logs = (1..=self.count()).map(|id| self.path(&format!("n{id}/log/corosync.log")));
+        let all = fs::read_dir(self.dir.path()).unwrap().flatten();
+        for path in all.map(|entry| entry.path()).chain(logs) {
+            let text = fs::read_to_string(&path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            let from = lines.len().saturating_sub(25);
-            eprintln!("--- {}", entry.path().display());
+            let from = lines
+                .len()
+                .saturating_sub(std::env::var("TAIL").map_or(25, |n| n.parse().unwrap()));
+            eprintln!("--- {}", path.display());
             lines[from..].iter().for_each(|line| eprintln!("{line}"));
         }
     }
@@ -531,6 +557,13 @@ pub(crate) fn ours() -> String {
         .chars()
         .take(15)
         .collect()
+}
+
+/// The lines of a file that is being written.
+fn whole_lines(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(str::to_owned).collect()
 }
 
 pub(crate) fn time_of(line: &str) -> f64 {

@@ -182,46 +182,46 @@ fn plock(space: &Arc<dyn Lockspace>, words: &[&str]) -> Option<()> {
     space.plock(op, &lock, token).ok()
 }
 
-fn start(us: u32, conf: &str) -> WireDlm {
-    let conf = DlmConf::parse(conf).expect("dlm.conf is right");
-    let connect = || CorosyncMembership::connect().ok();
-    let membership = wait_for("corosync", Duration::from_secs(60), connect);
-    assert_eq!(membership.config().us, NodeId(us));
-    let poller = Poller::new().expect("a poller");
-    let address = ([10, 77, 0, us as u8], conf.port).into();
-    let transport = TcpTransport::listen(address, poller.clone()).expect("the port is free");
-    WireDlm::start(membership, Box::new(transport), poller, &WireOptions::new(conf)).expect("threads")
+fn variable(name: &str) -> String {
+    std::env::var(name).expect("set by the lab")
 }
 
-/// How far a second process on a node gets: one line.
-fn attempt(us: u32) -> String {
-    if let Err(error) = CorosyncMembership::connect() {
-        return error.to_string();
-    }
+/// Starts our node as the lab says; an error is one line.
+fn start() -> Result<WireDlm, String> {
+    let text = std::fs::read_to_string(variable("NETNS_CONF")).expect("dlm.conf");
+    let conf = DlmConf::parse(&text).map_err(|error| error.to_string())?;
+    let membership = CorosyncMembership::connect().map_err(|error| error.to_string())?;
+    let us = membership.config().us;
+    assert_eq!(us.0.to_string(), variable("NETNS_NODE"));
     let poller = Poller::new().expect("a poller");
-    match TcpTransport::listen(([10, 77, 0, us as u8], 21064).into(), poller) {
-        Err(error) => error.to_string(),
-        Ok(_) => "all is there".to_owned(),
-    }
+    let address = ([10, 77, 0, us.0 as u8], conf.port).into();
+    let transport = TcpTransport::listen(address, poller.clone()).map_err(|error| error.to_string())?;
+    let mut options = WireOptions::new(conf);
+    options.cluster = Some(variable("NETNS_CLUSTER"));
+    WireDlm::start(membership, Box::new(transport), poller, &options).map_err(|error| error.to_string())
 }
 
 /// A node's process; the lab says which by its environment.
 pub(crate) fn process() {
-    let variable = |name| std::env::var(name).expect("set by the lab");
-    let us: u32 = variable("NETNS_NODE").parse().expect("a number");
     if std::env::var_os("NETNS_TRY").is_some() {
-        return println!("{}", attempt(us));
+        return println!("{}", start().err().unwrap_or_default());
     }
+    let level = std::env::var("DLM_LOG").unwrap_or_else(|_| "dlm_client=debug".to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
     let log = Arc::new(Log(Mutex::new(
         File::options()
             .append(true)
             .open(variable("NETNS_LOG"))
             .expect("the log"),
     )));
-    let dlm = start(
-        us,
-        &std::fs::read_to_string(variable("NETNS_CONF")).expect("dlm.conf"),
-    );
+    // Corosync may be starting.
+    let dlm = wait_for("our node", Duration::from_secs(60), || {
+        start().inspect_err(|error| eprintln!("{error}")).ok()
+    });
     let (space, queue) = dlm.join("fs", &JoinOptions::default()).expect("joined");
     let quit = Arc::new(AtomicBool::new(false));
     let mut user = User {
@@ -241,6 +241,12 @@ pub(crate) fn process() {
                 let lines = dlm.plock_lines("fs").unwrap_or_default();
                 log.line(&format!("plocks {}", lines.join(" | ")));
             }
+            ["status"] => log.line(&format!("status {:?}", dlm.status())),
+            ["fencing"] => {
+                let lines = dlm.status().fencing_lines();
+                log.line(&format!("fencing {}", lines.join(" | ")));
+            }
+            ["ack", node] => dlm.acknowledge_fencing(NodeId(node.parse().expect("a node"))),
             ["plock", ..] if plock(&space, &words[1..]).is_some() => {}
             _ => log.line(&format!("refused {line}")),
         }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tracing::debug;
+
 use super::Shared;
 use crate::NodeId;
 use crate::controld::Input;
@@ -88,6 +90,9 @@ impl<M: Membership> MembershipThread<M> {
             }
             let events = self.hands.poll(MEMBERSHIP_WAIT.min(self.tick));
             for event in events {
+                if !matches!(event, MemberEvent::Deliver { .. }) {
+                    debug!("{event:?}");
+                }
                 if let MemberEvent::Quorum { members, renewed, .. } = &event
                     && let Err(e) = self.new_ring(members, renewed)
                 {

@@ -47,11 +47,28 @@ fn with(nodes: &[u32], reason: Reason) -> Vec<(NodeId, Reason)> {
 
 fn left(safety: &mut Safety, cluster: &Cluster, stay: &[u32], gone: &[u32]) -> Option<Fatal> {
     let gone = with(gone, Reason::NodeDown);
-    safety.on_confchg(at(9000), cluster, true, &ids(stay), &[], &gone)
+    let mut out = Out::default();
+    let news = News {
+        members: &ids(stay),
+        joined: &[],
+        left: &gone,
+    };
+    safety.on_confchg(at(9000), cluster, true, &news, &mut out)
 }
 
+/// What comes of nodes that come, and then say that they have state.
 fn back(safety: &mut Safety, cluster: &Cluster, all: &[u32], come: &[u32], reason: Reason) -> Option<Fatal> {
-    safety.on_confchg(at(9000), cluster, true, &ids(all), &with(come, reason), &[])
+    let mut out = Out::default();
+    let come = with(come, reason);
+    let news = News {
+        members: &ids(all),
+        joined: &come,
+        left: &[],
+    };
+    let fatal = safety.on_confchg(at(9000), cluster, true, &news, &mut out);
+    assert_eq!(fatal, None, "nothing was said yet");
+    assert_eq!(out.0.contains(&Action::Suspend), safety.is_undecided());
+    come.iter().find_map(|(node, _)| safety.on_protocol(*node, true))
 }
 
 #[test]
@@ -59,7 +76,41 @@ fn peers_that_go_and_come_back_without_word_of_the_quorum_have_evicted_us() {
     let (mut safety, cluster) = safety(3, false);
     assert_eq!(left(&mut safety, &cluster, &[3], &[1, 2]), None);
     let fatal = back(&mut safety, &cluster, &[1, 2, 3], &[1, 2], Reason::NodeUp);
-    assert_eq!(fatal, Some(Fatal::Evicted { peers: ids(&[1, 2]) }));
+    assert_eq!(fatal, Some(Fatal::Evicted { peers: ids(&[1]) }));
+}
+
+#[test]
+fn peers_that_come_back_without_state_have_evicted_nobody_and_until_they_say_so_nothing_is_written() {
+    let (mut safety, mut cluster) = safety(5, false);
+    assert_eq!(left(&mut safety, &cluster, &[3, 4], &[1, 2, 5]), None);
+    quorum(&mut safety, &mut cluster, false, &ids(&[3, 4]));
+    let mut out = Out::default();
+    let come = with(&[1, 2], Reason::NodeUp);
+    let all = ids(&[1, 2, 3, 4]);
+    let news = News {
+        members: &all,
+        joined: &come,
+        left: &[],
+    };
+    let fatal = safety.on_confchg(at(9000), &cluster, true, &news, &mut out);
+    assert!(fatal.is_none() && out.0.contains(&Action::Suspend) && safety.is_undecided());
+    quorum(&mut safety, &mut cluster, true, &all);
+    safety.marked(Mark::default());
+    let resumed = |safety: &mut Safety| {
+        let mut out = Out::default();
+        safety.heard = at(9000).mono;
+        safety.resume(at(9000), |_| true, &mut out);
+        out.0 == [Action::Resume]
+    };
+    assert_eq!(safety.on_protocol(NodeId(1), false), None);
+    assert!(!resumed(&mut safety) && safety.is_undecided(), "node 2 is silent");
+    let mut doomed = left(&mut safety, &cluster, &[1, 3, 4], &[2]);
+    assert!(doomed.is_none() && !safety.is_undecided(), "it is gone again");
+    assert!(!resumed(&mut safety), "it may be that we are");
+    quorum(&mut safety, &mut cluster, true, &ids(&[1, 3, 4]));
+    assert!(resumed(&mut safety));
+    doomed = safety.on_protocol(NodeId(1), true);
+    assert_eq!(doomed, None, "it has got its state with us");
 }
 
 #[test]
@@ -165,13 +216,17 @@ fn peers_that_come_back_without_having_given_us_up_do_not_keep_a_node_suspended(
     let (mut safety, cluster) = safety(3, false);
     let gone = with(&[1, 2], Reason::NodeDown);
     let up = with(&[1, 2], Reason::NodeUp);
-    assert_eq!(
-        safety.on_confchg(at(0), &cluster, false, &ids(&[3]), &[], &gone),
-        None
-    );
-    assert_eq!(
-        safety.on_confchg(at(0), &cluster, false, &ids(&[1, 2, 3]), &up, &[]),
-        None
-    );
+    let mut out = Out::default();
+    let all = ids(&[1, 2, 3]);
+    for (members, joined, left) in [(&all[2..], &[][..], &gone[..]), (&all[..], &up[..], &[][..])] {
+        let news = News {
+            members,
+            joined,
+            left,
+        };
+        let fatal = safety.on_confchg(at(0), &cluster, false, &news, &mut out);
+        assert_eq!(fatal, None);
+    }
+    assert!(out.0.is_empty(), "{out:?}");
     assert!(safety.apart.is_empty());
 }

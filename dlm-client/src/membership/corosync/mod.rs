@@ -292,6 +292,11 @@ fn read_config(calls: &Calls, us: u32) -> Result<ClusterConfig, MembershipError>
     let values = calls
         .read_map(&keys)
         .map_err(|error| failed("cmap_initialize", error))?;
+    config_of(values, us)
+}
+
+/// The configuration from the values of its keys, in the order in which they were asked for.
+fn config_of(values: Vec<Option<Vec<u8>>>, us: u32) -> Result<ClusterConfig, MembershipError> {
     let mut values = values.into_iter();
     let mut next = || values.next().flatten();
     let string = |value: Option<Vec<u8>>| {
@@ -450,5 +455,49 @@ impl Drop for CorosyncMembership {
         }
         self.calls.finalize(Service::Quorum, self.quorum.handle);
         self.calls.finalize(Service::Cfg, self.cfg.handle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cluster "lab" with a device, and these nodes.
+    fn values(nodes: &[u32]) -> Vec<Option<Vec<u8>>> {
+        let mut values = vec![
+            Some(b"lab\0".to_vec()),
+            None,
+            Some(b"net\0".to_vec()),
+            Some(1500_u32.to_le_bytes().to_vec()),
+        ];
+        for node in nodes {
+            values.push(Some(node.to_le_bytes().to_vec()));
+            values.push(Some(format!("n{node}\0").into_bytes()));
+        }
+        values
+    }
+
+    #[test]
+    fn a_node_that_is_not_in_the_nodelist_is_told_what_to_do() {
+        let config = config_of(values(&[1, 700]), 700).expect("node 700 is in it");
+        assert_eq!((config.name.as_str(), config.qdevice), ("lab", true));
+        assert_eq!(config.token, Duration::from_millis(1500));
+        assert_eq!(config.nodes[1].name, "n700");
+        for nodes in [&[1, 2][..], &[]] {
+            let line = config_of(values(nodes), 3).expect_err("not in it").to_string();
+            assert_eq!(
+                line,
+                "corosync is not available: our node id 3 is not in its nodelist; give each node of corosync.conf a \
+                 nodeid and start corosync anew"
+            );
+        }
+    }
+
+    #[test]
+    fn another_cluster_than_the_one_that_is_meant_is_refused() {
+        let config = config_of(values(&[1]), 1).expect("node 1 is in it");
+        assert_eq!(config.check_name("lab"), Ok(()));
+        let line = config.check_name("other").expect_err("another").to_string();
+        assert!(line.contains("\"other\"") && line.contains("\"lab\""), "{line}");
     }
 }
