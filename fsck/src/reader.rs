@@ -1,21 +1,28 @@
 //! Reads many blocks at once: sorted, neighbours joined, in parallel, and ahead of whoever looks at them.
 //!
 //! Helpers read the next parts of a list while this thread looks at one. A part is small enough to stay in a core's
-//! own cache. Invariants: at most [`PARTS`] parts of [`PART`] bytes (or one block) are in memory at a time; blocks are
-//! shown in the order of the list; a block the device cannot read is an error of that block only.
+//! own cache. Two helpers are enough while what is read is in memory; as parts turn out to come from a device more are
+//! added, until the device has enough to choose from: a helper waits for the slowest read of its part. Invariants: at
+//! most [`EACH`] parts of [`PART`] bytes (or one block) for each helper are in memory at a time; blocks are shown in
+//! the order of the list; a block the device cannot read is an error of that block only.
 
 use gfs2_format::device::{AlignedBuf, BlockDevice, ReadRequest};
 use gfs2_format::{BlockAddr, Error, Geometry};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
+use std::time::{Duration, Instant};
 
 /// Bytes read in one go.
 const PART: usize = 512 << 10;
-/// Parts in memory: what the helpers read, and what is being looked at.
-const PARTS: usize = 6;
-/// Threads that read ahead: two, so that the device has work while one of them hands over.
-const HELPERS: usize = 2;
+/// Parts in memory for each helper: what it reads, and what it has read.
+const EACH: usize = 3;
+/// Threads that read ahead at first: two, so that one reads while the other hands over.
+const FEW: usize = 2;
+/// Threads that read ahead from a device.
+const HELPERS: usize = 4;
+/// To read a part takes less time than this if it is in memory.
+const QUICK: Duration = Duration::from_micros(800);
 /// Lists of up to so many blocks are read without helpers.
 const SHORT: usize = 32;
 /// Neighbours are read together across a gap of up to so many bytes.
@@ -38,6 +45,8 @@ struct Part {
     runs: Vec<Run>,
     arena: AlignedBuf,
     whole: bool,
+    /// It did not come out of memory.
+    slow: bool,
 }
 
 /// The two ends of a helper.
@@ -48,12 +57,13 @@ struct Helper {
 }
 
 /// See the module documentation.
-#[derive(Debug)]
 pub(crate) struct Reader<'a> {
     device: &'a dyn BlockDevice,
     shift: u32,
     arena: AlignedBuf,
     helpers: Vec<Helper>,
+    /// Begins one more helper, if it can be had.
+    helper: Option<Box<dyn Fn() -> Option<Helper> + 'a>>,
     /// Memory of parts that nobody reads at the moment.
     idle: Vec<AlignedBuf>,
 }
@@ -65,50 +75,72 @@ impl<'a> Reader<'a> {
             shift: geometry.bsize_shift(),
             arena: AlignedBuf::zeroed(PART.max(geometry.block_len())),
             helpers: Vec::new(),
+            helper: None,
             idle: Vec::new(),
         }
     }
 
     /// With helpers, which end with the reader.
-    pub(crate) fn with_helpers<'scope>(
-        scope: &'scope Scope<'scope, '_>,
+    pub(crate) fn with_helpers<'scope, 'env>(
+        scope: &'scope Scope<'scope, 'env>,
         device: &'a dyn BlockDevice,
         geometry: &Geometry,
     ) -> Self
     where
         'a: 'scope,
+        'scope: 'a,
     {
         let mut reader = Self::new(device, geometry);
-        if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
-            return reader;
-        }
         let shift = reader.shift;
-        for _ in 0..HELPERS {
+        reader.helper = Some(Box::new(move || {
             let (wanted, parts) = channel::<Part>();
             let (done, read) = channel();
             let work = move || {
                 for mut part in parts {
+                    let begin = Instant::now();
                     part.whole = read_runs(device, shift, &part.runs, &mut part.arena);
+                    part.slow = begin.elapsed() > QUICK;
                     if done.send(part).is_err() {
                         return;
                     }
                 }
             };
             let thread = std::thread::Builder::new().name("gfs2-read".into());
-            // A thread that cannot be had is no error: this one reads what no helper does.
-            if thread.spawn_scoped(scope, work).is_err() {
-                break;
-            }
-            reader.helpers.push(Helper { wanted, read });
-        }
-        reader.idle = (0..PARTS)
-            .map(|_| AlignedBuf::zeroed(PART.max(geometry.block_len())))
-            .collect();
+            // A thread that cannot be had is no error: those that are there, or this one, read what it does not.
+            thread.spawn_scoped(scope, work).ok()?;
+            Some(Helper { wanted, read })
+        }));
+        (0..FEW).for_each(|_| reader.add_helper());
         reader
+    }
+
+    /// One helper more, and the memory for it.
+    fn add_helper(&mut self) {
+        match self.helper.as_ref().and_then(|begin| begin()) {
+            Some(helper) => self.helpers.push(helper),
+            None => return self.helper = None,
+        }
+        let room = self.arena.len();
+        self.idle.extend((0..EACH).map(|_| AlignedBuf::zeroed(room)));
+        if self.helpers.len() >= HELPERS {
+            self.helper = None;
+        }
     }
 
     /// Shows every block of `addrs` (ascending) by its index there.
     pub(crate) fn blocks(&mut self, addrs: &[BlockAddr], mut show: impl FnMut(usize, Result<&[u8], &Error>)) {
+        self.blocks_while(addrs, |index, bytes| {
+            show(index, bytes);
+            true
+        });
+    }
+
+    /// The same until `show` says no; answers how many were shown. What was read ahead by then will be read again.
+    pub(crate) fn blocks_while(
+        &mut self,
+        addrs: &[BlockAddr],
+        mut show: impl FnMut(usize, Result<&[u8], &Error>) -> bool,
+    ) -> usize {
         if addrs.len() > SHORT && !self.helpers.is_empty() {
             return self.blocks_ahead(addrs, show);
         }
@@ -116,36 +148,46 @@ impl<'a> Reader<'a> {
         while from < addrs.len() {
             let (runs, next) = self.plan(addrs, from);
             let whole = read_runs(self.device, self.shift, &runs, &mut self.arena);
-            show_runs(
-                self.device,
-                self.shift,
+            let shown = Shown {
                 addrs,
-                &runs,
-                &mut self.arena,
+                runs: &runs,
                 whole,
-                &mut show,
-            );
+            };
+            if let Some(stopped) = shown.show(self.device, self.shift, &mut self.arena, &mut show) {
+                return stopped;
+            }
             from = next.max(from.saturating_add(1));
         }
+        addrs.len()
     }
 
     /// The same with helpers: they take turns, so what they read comes back in order.
-    fn blocks_ahead(&mut self, addrs: &[BlockAddr], mut show: impl FnMut(usize, Result<&[u8], &Error>)) {
+    fn blocks_ahead(
+        &mut self,
+        addrs: &[BlockAddr],
+        mut show: impl FnMut(usize, Result<&[u8], &Error>) -> bool,
+    ) -> usize {
         let mut from = 0;
         let mut under_way: VecDeque<(usize, Vec<Run>)> = VecDeque::new();
-        let mut turns = (0..self.helpers.len()).cycle();
+        let mut turn = 0usize;
+        let mut stopped = None;
         loop {
             while from < addrs.len()
+                && stopped.is_none()
                 && let Some(arena) = self.idle.pop()
             {
                 let (runs, next) = self.plan(addrs, from);
                 from = next.max(from.saturating_add(1));
-                let turn = turns.next().unwrap_or(0);
+                turn = turn
+                    .saturating_add(1)
+                    .checked_rem(self.helpers.len())
+                    .unwrap_or(0);
                 under_way.push_back((turn, runs.clone()));
                 let part = Part {
                     runs,
                     arena,
                     whole: false,
+                    slow: false,
                 };
                 if let Some(helper) = self.helpers.get(turn)
                     && helper.wanted.send(part).is_err()
@@ -154,23 +196,25 @@ impl<'a> Reader<'a> {
                 }
             }
             let Some((turn, runs)) = under_way.pop_front() else {
-                return;
+                return stopped.unwrap_or(addrs.len());
             };
             let part = self.helpers.get(turn).and_then(|helper| helper.read.recv().ok());
-            let (mut arena, whole) = match part {
-                Some(part) => (part.arena, part.whole),
+            let (mut arena, whole, slow) = match part {
+                Some(part) => (part.arena, part.whole, part.slow),
                 // The helper is gone: each block is read here.
-                None => (AlignedBuf::zeroed(self.arena.len()), false),
+                None => (AlignedBuf::zeroed(self.arena.len()), false, false),
             };
-            show_runs(
-                self.device,
-                self.shift,
+            if slow && self.helper.is_some() {
+                self.add_helper();
+            }
+            let shown = Shown {
                 addrs,
-                &runs,
-                &mut arena,
+                runs: &runs,
                 whole,
-                &mut show,
-            );
+            };
+            if stopped.is_none() {
+                stopped = shown.show(self.device, self.shift, &mut arena, &mut show);
+            }
             self.idle.push(arena);
         }
     }
@@ -237,36 +281,50 @@ fn read_runs(device: &dyn BlockDevice, shift: u32, runs: &[Run], arena: &mut Ali
     device.read_batch(&mut requests).is_ok()
 }
 
-/// Shows the blocks of runs that stand in `arena`; unless it is `whole`, each is read by itself, to know which ones an
-/// error is about.
-fn show_runs(
-    device: &dyn BlockDevice,
-    shift: u32,
-    addrs: &[BlockAddr],
-    runs: &[Run],
-    arena: &mut AlignedBuf,
+/// Runs that were read, and of which addresses.
+struct Shown<'a> {
+    addrs: &'a [BlockAddr],
+    runs: &'a [Run],
+    /// All of it could be read.
     whole: bool,
-    show: &mut impl FnMut(usize, Result<&[u8], &Error>),
-) {
-    let mut base = 0usize;
-    for run in runs {
-        for index in run.first..run.end {
-            let Some(addr) = addrs.get(index) else { continue };
-            let at = base.saturating_add((addr.get().saturating_sub(run.start) << shift) as usize);
-            let Some(bytes) = arena.get_mut(at..at.saturating_add(1 << shift)) else {
-                continue;
-            };
-            let alone = if whole {
-                Ok(())
-            } else {
-                device.read_at(addr.get() << shift, bytes)
-            };
-            match &alone {
-                Ok(()) => show(index, Ok(bytes)),
-                Err(e) => show(index, Err(e)),
+}
+
+impl Shown<'_> {
+    /// Shows the blocks that stand in `arena`; unless all could be read, each is read by itself, to know which ones an
+    /// error is about. Answers how many of the addresses were shown when `show` said no.
+    fn show(
+        &self,
+        device: &dyn BlockDevice,
+        shift: u32,
+        arena: &mut AlignedBuf,
+        show: &mut impl FnMut(usize, Result<&[u8], &Error>) -> bool,
+    ) -> Option<usize> {
+        let mut base = 0usize;
+        for run in self.runs {
+            for index in run.first..run.end {
+                let Some(addr) = self.addrs.get(index) else {
+                    continue;
+                };
+                let at = base.saturating_add((addr.get().saturating_sub(run.start) << shift) as usize);
+                let Some(bytes) = arena.get_mut(at..at.saturating_add(1 << shift)) else {
+                    continue;
+                };
+                let alone = if self.whole {
+                    Ok(())
+                } else {
+                    device.read_at(addr.get() << shift, bytes)
+                };
+                let more = match &alone {
+                    Ok(()) => show(index, Ok(bytes)),
+                    Err(e) => show(index, Err(e)),
+                };
+                if !more {
+                    return Some(index.saturating_add(1));
+                }
             }
+            base = base.saturating_add((run.blocks << shift) as usize);
         }
-        base = base.saturating_add((run.blocks << shift) as usize);
+        None
     }
 }
 
@@ -307,6 +365,20 @@ mod tests {
                     assert_eq!(seen, (0..addrs.len()).collect::<Vec<_>>(), "step {step}");
                 }
                 assert_eq!(number(reader.block(BlockAddr::new(77)).unwrap()), 77);
+                // Ended in the middle, and taken up again there.
+                let addrs: Vec<BlockAddr> = (0..60_000).map(BlockAddr::new).collect();
+                let (mut from, mut seen) = (0, 0);
+                while from < addrs.len() {
+                    let rest = &addrs[from..];
+                    let shown = reader.blocks_while(rest, |index, bytes| {
+                        assert_eq!(number(bytes.unwrap()), rest[index].get());
+                        seen += 1;
+                        (index + 1) % 7001 != 0
+                    });
+                    assert_eq!(shown, rest.len().min(7001));
+                    from += shown;
+                }
+                assert_eq!(seen, addrs.len());
             }
         });
     }
