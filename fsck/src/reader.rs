@@ -1,28 +1,21 @@
 //! Reads many blocks at once: sorted, neighbours joined, in parallel, and ahead of whoever looks at them.
 //!
 //! Helpers read the next parts of a list while this thread looks at one. A part is small enough to stay in a core's
-//! own cache. Two helpers are enough while what is read is in memory; as parts turn out to come from a device more are
-//! added, until the device has enough to choose from: a helper waits for the slowest read of its part. Invariants: at
-//! most [`EACH`] parts of [`PART`] bytes (or one block) for each helper are in memory at a time; blocks are shown in
-//! the order of the list; a block the device cannot read is an error of that block only.
+//! own cache. Invariants: at most [`PARTS`] parts of [`PART`] bytes (or one block) are in memory at a time; blocks are
+//! shown in the order of the list; a block the device cannot read is an error of that block only.
 
 use gfs2_format::device::{AlignedBuf, BlockDevice, ReadRequest};
 use gfs2_format::{BlockAddr, Error, Geometry};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
-use std::time::{Duration, Instant};
 
 /// Bytes read in one go.
 const PART: usize = 512 << 10;
-/// Parts in memory for each helper: what it reads, and what it has read.
-const EACH: usize = 3;
-/// Threads that read ahead at first: two, so that one reads while the other hands over.
-const FEW: usize = 2;
-/// Threads that read ahead from a device.
-const HELPERS: usize = 4;
-/// To read a part takes less time than this if it is in memory.
-const QUICK: Duration = Duration::from_micros(800);
+/// Parts in memory: what the helpers read, and what is being looked at.
+const PARTS: usize = 6;
+/// Threads that read ahead: two, so that the device has work while one of them hands over. More gained nothing, nor did up to 16 that read one run after the other, nor direct I/O on images.
+const HELPERS: usize = 2;
 /// Lists of up to so many blocks are read without helpers.
 const SHORT: usize = 32;
 /// Neighbours are read together across a gap of up to so many bytes.
@@ -45,8 +38,6 @@ struct Part {
     runs: Vec<Run>,
     arena: AlignedBuf,
     whole: bool,
-    /// It did not come out of memory.
-    slow: bool,
 }
 
 /// The two ends of a helper.
@@ -57,13 +48,12 @@ struct Helper {
 }
 
 /// See the module documentation.
+#[derive(Debug)]
 pub(crate) struct Reader<'a> {
     device: &'a dyn BlockDevice,
     shift: u32,
     arena: AlignedBuf,
     helpers: Vec<Helper>,
-    /// Begins one more helper, if it can be had.
-    helper: Option<Box<dyn Fn() -> Option<Helper> + 'a>>,
     /// Memory of parts that nobody reads at the moment.
     idle: Vec<AlignedBuf>,
 }
@@ -75,56 +65,43 @@ impl<'a> Reader<'a> {
             shift: geometry.bsize_shift(),
             arena: AlignedBuf::zeroed(PART.max(geometry.block_len())),
             helpers: Vec::new(),
-            helper: None,
             idle: Vec::new(),
         }
     }
 
     /// With helpers, which end with the reader.
-    pub(crate) fn with_helpers<'scope, 'env>(
-        scope: &'scope Scope<'scope, 'env>,
+    pub(crate) fn with_helpers<'scope>(
+        scope: &'scope Scope<'scope, '_>,
         device: &'a dyn BlockDevice,
         geometry: &Geometry,
     ) -> Self
     where
         'a: 'scope,
-        'scope: 'a,
     {
         let mut reader = Self::new(device, geometry);
         let shift = reader.shift;
-        reader.helper = Some(Box::new(move || {
+        for _ in 0..HELPERS {
             let (wanted, parts) = channel::<Part>();
             let (done, read) = channel();
             let work = move || {
                 for mut part in parts {
-                    let begin = Instant::now();
                     part.whole = read_runs(device, shift, &part.runs, &mut part.arena);
-                    part.slow = begin.elapsed() > QUICK;
                     if done.send(part).is_err() {
                         return;
                     }
                 }
             };
             let thread = std::thread::Builder::new().name("gfs2-read".into());
-            // A thread that cannot be had is no error: those that are there, or this one, read what it does not.
-            thread.spawn_scoped(scope, work).ok()?;
-            Some(Helper { wanted, read })
-        }));
-        (0..FEW).for_each(|_| reader.add_helper());
+            // A thread that cannot be had is no error: this one reads what no helper does.
+            if thread.spawn_scoped(scope, work).is_err() {
+                break;
+            }
+            reader.helpers.push(Helper { wanted, read });
+        }
+        reader.idle = (0..PARTS)
+            .map(|_| AlignedBuf::zeroed(PART.max(geometry.block_len())))
+            .collect();
         reader
-    }
-
-    /// One helper more, and the memory for it.
-    fn add_helper(&mut self) {
-        match self.helper.as_ref().and_then(|begin| begin()) {
-            Some(helper) => self.helpers.push(helper),
-            None => return self.helper = None,
-        }
-        let room = self.arena.len();
-        self.idle.extend((0..EACH).map(|_| AlignedBuf::zeroed(room)));
-        if self.helpers.len() >= HELPERS {
-            self.helper = None;
-        }
     }
 
     /// Shows every block of `addrs` (ascending) by its index there.
@@ -187,7 +164,6 @@ impl<'a> Reader<'a> {
                     runs,
                     arena,
                     whole: false,
-                    slow: false,
                 };
                 if let Some(helper) = self.helpers.get(turn)
                     && helper.wanted.send(part).is_err()
@@ -199,14 +175,11 @@ impl<'a> Reader<'a> {
                 return stopped.unwrap_or(addrs.len());
             };
             let part = self.helpers.get(turn).and_then(|helper| helper.read.recv().ok());
-            let (mut arena, whole, slow) = match part {
-                Some(part) => (part.arena, part.whole, part.slow),
+            let (mut arena, whole) = match part {
+                Some(part) => (part.arena, part.whole),
                 // The helper is gone: each block is read here.
-                None => (AlignedBuf::zeroed(self.arena.len()), false, false),
+                None => (AlignedBuf::zeroed(self.arena.len()), false),
             };
-            if slow && self.helper.is_some() {
-                self.add_helper();
-            }
             let shown = Shown {
                 addrs,
                 runs: &runs,
