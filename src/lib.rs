@@ -1,7 +1,7 @@
 //! The node: whatever needs a lock, a cache, a log or a kernel.
 //!
 //! Layers, lowest first; a module may use those above it in this list only (held by `tests/layering.rs`):
-//! `error`, `health`, `sleep`; `glock`; `cache`, `journal`; `txn`; `rgrp`, `inode`; `dir`, `xattr`, `statfs`; `recovery`;
+//! `error`, `hash`, `health`, `sleep`; `glock`; `cache`, `journal`; `txn`; `rgrp`, `inode`; `dir`, `xattr`, `statfs`; `recovery`;
 //! `ops`; `fuse`; `mount`.
 
 pub mod cache;
@@ -10,6 +10,7 @@ pub mod ctl;
 pub mod error;
 pub mod fuse;
 pub mod glock;
+pub(crate) mod hash;
 pub mod health;
 pub(crate) mod inode;
 pub mod journal;

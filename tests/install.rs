@@ -225,6 +225,28 @@ fn the_other_commands_of_the_readme_work_as_written() {
 }
 
 #[test]
+fn umount_of_the_directory_returns_when_the_journal_is_clean() {
+    let dir = support::scratch("umount");
+    let image = sparse(&dir.path().join("volume.img"), 512 * MIB);
+    let device = Loop::attach(&image);
+    let target: PathBuf = dir.path().join("data");
+    fs::create_dir(&target).unwrap();
+    let (device, target) = (device.device().display(), target.display());
+    // Much to write at the end; whoever still has the device has a lock on it.
+    let round = format!(
+        "mount -t fuse-gfs2 -o _netdev {device} {target}; grep -c ' TARGET={target} ' /run/mount/utab\n\
+         for n in 1 2 3 4; do dd if=/dev/zero of={target}/$n bs=1M count=24 status=none; done\n\
+         umount {target}; flock -n -x {device} echo free; mkdir {target}/x; rmdir {target}/x\n\
+         ! grep ' TARGET={target} ' /run/mount/utab\n"
+    );
+    let said = with_system(
+        "",
+        &format!("mkfs.gfs2 -q -O -p lock_nolock -J 8 {device}\n{round}{round}fsck.gfs2 -n -q {device}\n"),
+    );
+    assert_eq!(said.matches("free").count(), 2, "{said}");
+}
+
+#[test]
 fn every_program_says_how_it_is_used() {
     for name in ["mkfs-gfs2", "fsck-gfs2", "mount-fuse-gfs2", "gfs2ctl"] {
         let output = Command::new(ours::program(name)).arg("-h").output().unwrap();

@@ -58,9 +58,23 @@ fn make(image: &Path, maker: Maker, block_size: u32) {
     assert_fsck_clean(image);
 }
 
+/// Waits until the free blocks stay as they are: the kernel tells a FUSE filesystem only some time after unlink(2)
+/// that nobody uses the inode any more, and its blocks are freed then.
+fn settle(root: &Path) {
+    let free = || rustix::fs::statvfs(root).expect("statvfs").f_bfree;
+    let (mut last, mut same) = (free(), 0);
+    while same < 10 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let now = free();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+}
+
 /// What we see of the whole volume after a mount of its own, which must be what was seen before it was unmounted.
 #[track_caller]
 fn unmount_and_look_again(mount: Mount, image: &Path) -> Manifest {
+    settle(&mount.path());
     let live = see(&mount.path());
     mount.unmount();
     assert_fsck_clean(image);

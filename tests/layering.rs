@@ -11,6 +11,7 @@ const LAYERS: &[&str] = &[
     "completions",
     "error",
     "health",
+    "hash",
     "sleep",
     "glock",
     "cache",

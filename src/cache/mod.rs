@@ -6,7 +6,6 @@
 
 mod buffers;
 mod data;
-mod hash;
 mod proof;
 mod shard;
 
@@ -14,7 +13,6 @@ pub(crate) use buffers::lock;
 pub use buffers::{BufferCache, CacheStats};
 pub(crate) use data::{Batch, RUN_BYTES};
 pub use data::{DIRTY_AGE, DIRTY_BYTES, DataCache, DataFlusher, DataStats};
-pub(crate) use hash::{QuickMap, QuickSet};
 pub use proof::LockProof;
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! Invariants: every slot is listed under its owner; the clock may name blocks that are gone (their tick differs).
 
-use super::hash::{QuickMap, QuickSet};
 use crate::glock::GlockName;
+use crate::hash::{QuickMap, QuickSet};
 use gfs2_format::{Block, BlockAddr};
 use std::collections::VecDeque;
 

@@ -4,7 +4,9 @@
 //! reads: a second reader would have the kernel wake them in turns, from one processor to the other. Another thread is
 //! sent to read (relieves it) when the thread
 //! - begins what is expected to take long (FSYNC, truncation),
-//! - says that it is about to sleep ([`crate::sleep`]): before the device, before a lock,
+//! - says that it is about to sleep ([`crate::sleep`]): before a lock, before a write to the device,
+//! - waits for a read of the device, if others came during such reads lately: where there is one client, which waits for
+//!   the answer, to wake another thread would be for nothing and cost more than many a read ([`Crowd`]),
 //! - or is found at the same request by the watch, which looks every [`TICK`] while there is work.
 //!
 //! Invariants: while fewer than [`THREADS_MAX`] threads wait, a request that arrives is read within a tick, whatever the
@@ -19,13 +21,13 @@ use super::notify::Notifications;
 use super::reply::{Channel, Reply};
 use super::request::{Op, Request, WRITE_HEAD, decode};
 use crate::error::Errno;
-use crate::sleep;
+use crate::sleep::{self, Moment};
 use gfs2_format::device::AlignedBuf;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Bound of threads, and so of requests that wait at a time. Each has a buffer of [`MAX_IO`] bytes for what it reads
@@ -41,6 +43,8 @@ const TICK: Duration = Duration::from_millis(1);
 const QUIET_TICKS: u32 = 64;
 /// Ticks between looks at processes that were interrupted.
 const INTERRUPT_TICKS: u32 = 50;
+/// Reads of the device without another request meanwhile, after which none is expected any more.
+const PATIENCE: u32 = 64;
 /// Where the payload of a WRITE begins in a buffer: at a page.
 const PAYLOAD: usize = 4096;
 
@@ -58,6 +62,32 @@ struct State {
     watch_sleeps: bool,
 }
 
+/// Whether requests come while a thread waits for a read of the device.
+#[derive(Debug, Default)]
+struct Crowd {
+    /// Such reads for which others are expected still.
+    expected: AtomicU32,
+}
+
+impl Crowd {
+    fn is_expected(&self) -> bool {
+        self.expected.load(Ordering::Relaxed) > 0
+    }
+
+    /// A read has ended; did others come meanwhile? Two that count at once lose one: no harm.
+    fn learn(&self, came: bool) {
+        let expected = self.expected.load(Ordering::Relaxed);
+        let now = if came {
+            PATIENCE
+        } else {
+            expected.saturating_sub(1)
+        };
+        if now != expected {
+            self.expected.store(now, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The threads of one mount.
 #[derive(Debug)]
 pub(super) struct Crew {
@@ -69,6 +99,7 @@ pub(super) struct Crew {
     readers: AtomicUsize,
     /// Requests read so far.
     taken: AtomicU64,
+    crowd: Crowd,
     /// The watch looks.
     watched: AtomicBool,
     state: Mutex<State>,
@@ -98,6 +129,7 @@ impl Crew {
             desk: Desk::default(),
             readers: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
+            crowd: Crowd::default(),
             watched: AtomicBool::new(false),
             state: Mutex::new(State {
                 watch_sleeps: true,
@@ -186,6 +218,12 @@ impl Crew {
             self.state.lock().watch_sleeps = false;
             self.watch.notify_one();
         }
+    }
+
+    /// Has anybody else read a request since there were so many, or could have?
+    fn has_taken_since(&self, taken: u64) -> bool {
+        self.taken.load(Ordering::SeqCst) != taken
+            || self.readers.load(Ordering::SeqCst) == 0 && self.channel.has_request()
     }
 
     /// A thread is done with a request: true, it reads again; false, it is not needed and ends.
@@ -312,8 +350,21 @@ impl Worker {
         let _leaving = Leaving(&crew, Arc::clone(&self.slot));
         let relieved = Arc::new(AtomicBool::new(false));
         let (hook, flag) = (Arc::clone(&crew), Arc::clone(&relieved));
-        sleep::register(move || {
-            if !flag.swap(true, Ordering::Relaxed) {
+        let before = AtomicU64::new(0);
+        sleep::register(move |moment| {
+            let sleeps = match moment {
+                Moment::Sleep => true,
+                Moment::Read => {
+                    before.store(hook.taken.load(Ordering::SeqCst), Ordering::Relaxed);
+                    hook.crowd.is_expected()
+                }
+                Moment::Woke => {
+                    hook.crowd
+                        .learn(hook.has_taken_since(before.load(Ordering::Relaxed)));
+                    false
+                }
+            };
+            if sleeps && !flag.swap(true, Ordering::Relaxed) {
                 hook.relieve();
             }
         });
@@ -402,4 +453,23 @@ impl Crew {
 fn is_long(request: &Request<'_>) -> bool {
     matches!(request.op, Op::Fsync(_) | Op::Fsyncdir(_) | Op::Syncfs)
         || matches!(request.op, Op::Setattr(set) if set.valid & Fattr::SIZE.bits() != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_expected_for_a_while_after_some_came() {
+        let crowd = Crowd::default();
+        assert!(!crowd.is_expected());
+        crowd.learn(false);
+        assert!(!crowd.is_expected());
+        crowd.learn(true);
+        for _ in 0..PATIENCE {
+            assert!(crowd.is_expected());
+            crowd.learn(false);
+        }
+        assert!(!crowd.is_expected());
+    }
 }

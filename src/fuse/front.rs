@@ -7,7 +7,7 @@ use super::request::{Op, Request};
 use super::session::ServeOptions;
 use crate::error::{Errno, FsError, FsResult};
 use crate::ops::types::{Attr, Caller, DirEntry, Entry, SeekWhat, SetAttr, SetTime, XattrMode};
-use crate::ops::{Fs, Handle, OpenFlags as Open};
+use crate::ops::{Dir, Fs, Handle, OpenFlags as Open};
 use gfs2_format::BlockAddr;
 use gfs2_format::device::AlignedBuf;
 use std::sync::Arc;
@@ -59,6 +59,8 @@ pub(super) struct Front {
     fs: Arc<Fs>,
     nodes: Nodes,
     options: ServeOptions,
+    /// Directories are opened and closed.
+    dir_handles: bool,
 }
 
 /// The parts of a request that every verb needs.
@@ -70,8 +72,22 @@ struct Asked<'a> {
 }
 
 impl Front {
-    pub(super) fn new(fs: Arc<Fs>, nodes: Nodes, options: ServeOptions) -> Self {
-        Self { fs, nodes, options }
+    pub(super) fn new(fs: Arc<Fs>, nodes: Nodes, options: ServeOptions, dir_handles: bool) -> Self {
+        Self {
+            fs,
+            nodes,
+            options,
+            dir_handles,
+        }
+    }
+
+    /// The directory that a request is about: what it has open, or the inode itself.
+    fn dir(&self, handle: u64, node: BlockAddr) -> Dir {
+        if self.dir_handles {
+            Dir::Open(Handle(handle))
+        } else {
+            Dir::Inode(node)
+        }
     }
 
     /// Calls the verb and answers.
@@ -292,40 +308,40 @@ impl Front {
         let Asked { node, reply, .. } = asked;
         let fs = &self.fs;
         match *op {
+            Op::Opendir if !self.dir_handles => reply.error(Errno::ENOSYS),
             Op::Opendir => match fs.opendir(node) {
                 Ok(handle) => reply.fixed(&opened(handle, self.opened_dir())),
                 Err(error) => reply.error(errno("opendir", &error)),
             },
             Op::Readdir(args) => {
                 let mut page = Page::new(scratch.names, args.size);
-                match fs.readdir(Handle(args.fh), args.offset, &mut |entry| !page.add(&[], entry)) {
+                let dir = self.dir(args.fh, node);
+                match fs.readdir(dir, args.offset, &mut |entry| !page.add(&[], entry)) {
                     Ok(()) => reply.bytes(&[], page.bytes),
                     Err(error) => reply.error(errno("readdir", &error)),
                 }
             }
-            Op::Readdirplus(args) => self.readdirplus(reply, args, scratch),
+            Op::Readdirplus(args) => self.readdirplus(reply, self.dir(args.fh, node), args, scratch),
             Op::Releasedir(args) => {
                 fs.release(Handle(args.fh));
                 reply.ok();
             }
             Op::Fsyncdir(args) => {
                 let datasync = args.fsync_flags & abi::FSYNC_FDATASYNC != 0;
-                empty("fsyncdir", reply, fs.fsyncdir(Handle(args.fh), datasync));
+                empty("fsyncdir", reply, fs.fsyncdir(self.dir(args.fh, node), datasync));
             }
             _ => reply.error(Errno::ENOSYS),
         }
     }
 
-    fn readdirplus(&self, reply: Reply<'_>, args: abi::ReadIn, scratch: &mut Scratch<'_>) {
+    fn readdirplus(&self, reply: Reply<'_>, dir: Dir, args: abi::ReadIn, scratch: &mut Scratch<'_>) {
         let mut page = Page::new(scratch.names, args.size);
         let ttl = self.options.ttl;
-        let result = self
-            .fs
-            .readdir_plus(Handle(args.fh), args.offset, &mut |entry, attr| {
-                // Node id 0 says "no attributes here, look it up". The kernel never counts "." and "..".
-                let out = attr.map_or_else(abi::EntryOut::default, |attr| self.nodes.entry(attr, ttl));
-                !page.add(out.as_bytes(), entry)
-            });
+        let result = self.fs.readdir_plus(dir, args.offset, &mut |entry, attr| {
+            // Node id 0 says "no attributes here, look it up". The kernel never counts "." and "..".
+            let out = attr.map_or_else(abi::EntryOut::default, |attr| self.nodes.entry(attr, ttl));
+            !page.add(out.as_bytes(), entry)
+        });
         match result {
             Ok(()) => reply.bytes(&[], page.bytes),
             Err(error) => reply.error(errno("readdirplus", &error)),

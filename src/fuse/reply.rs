@@ -5,6 +5,7 @@
 
 use super::abi::OutHeader;
 use crate::error::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno as Sys;
 use std::cell::RefCell;
@@ -40,6 +41,16 @@ impl Channel {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Is there a request that nobody has read?
+    pub(super) fn has_request(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// Tells the kernel something it has not asked for.

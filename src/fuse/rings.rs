@@ -19,7 +19,7 @@ use super::reply::{Answer, Channel, Reply};
 use super::request::{decode, decode_write};
 use super::station::{Parts, Station};
 use crate::error::Errno;
-use crate::sleep;
+use crate::sleep::{self, Moment};
 use gfs2_format::device::AlignedBuf;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -277,7 +277,11 @@ impl Shared {
         let slot = self.crew.desk().slot();
         slot.enter();
         let shared = Arc::clone(self);
-        sleep::register(move || shared.look());
+        sleep::register(move |moment| {
+            if moment != Moment::Woke {
+                shared.look();
+            }
+        });
         // Whoever counts may have given up.
         let _ = result.send(Ok(()));
         if let Err(error) = self.serve(&slot, &mut station) {

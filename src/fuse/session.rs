@@ -138,7 +138,10 @@ pub fn serve(
         nodes,
         minor: agreed.minor,
     });
-    let front = Front::new(Arc::clone(fs), nodes, options);
+    // Whose names may be kept needs no handle: told once that there are none, the kernel neither opens nor closes
+    // directories any more.
+    let dir_handles = !options.cache_dirs || !agreed.flags.contains(InitFlags::NO_OPENDIR_SUPPORT);
+    let front = Front::new(Arc::clone(fs), nodes, options, dir_handles);
     let crew = Crew::new(channel, front, Arc::clone(notifications));
     // The crew has its own descriptor; the mount ends when the kernel says so.
     drop(mounted.keep());
@@ -222,6 +225,7 @@ fn answer_init(init: &abi::InitIn, options: ServeOptions, by_ring: bool) -> (abi
         | InitFlags::PARALLEL_DIROPS
         | InitFlags::MAX_PAGES
         | InitFlags::CACHE_SYMLINKS
+        | InitFlags::NO_OPENDIR_SUPPORT
         | InitFlags::EXPLICIT_INVAL_DATA
         | InitFlags::HANDLE_KILLPRIV_V2
         | InitFlags::SETXATTR_EXT

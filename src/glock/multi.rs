@@ -194,7 +194,7 @@ mod tests {
         let (waiter, hit) = (Arc::new(Waiter::default()), Interrupt::new());
         let slept = std::rc::Rc::new(std::cell::Cell::new(0));
         let seen = std::rc::Rc::clone(&slept);
-        crate::sleep::register(move || seen.set(seen.get() + 1));
+        crate::sleep::register(move |_| seen.set(seen.get() + 1));
         pause(&waiter, Duration::ZERO, Some(&hit)).unwrap();
         assert_eq!(slept.get(), 0);
         pause(&waiter, Duration::from_nanos(1), Some(&hit)).unwrap();

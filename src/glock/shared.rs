@@ -4,8 +4,6 @@
 //! out again only after the answer. Lock order inside this layer: shard, then a glock's `inner`, then worker queues
 //! and the lock service.
 
-use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -22,6 +20,7 @@ use super::ops::{GlockOps, KernelCache};
 use super::state::State;
 use super::worker::{Duty, Keeper, Pool, Task};
 use crate::error::FsError;
+use crate::hash::{Quick, QuickMap};
 
 const SHARDS: usize = 64;
 /// A glock that is to be freed but still in somebody's hands is looked at again after this long, so many times.
@@ -45,7 +44,7 @@ pub(crate) struct Counters {
 
 #[derive(Default)]
 struct Shard {
-    map: Mutex<HashMap<GlockName, Arc<Glock>>>,
+    map: Mutex<QuickMap<GlockName, Arc<Glock>>>,
     /// A dying glock is gone.
     freed: Condvar,
 }
@@ -59,7 +58,7 @@ pub(crate) struct Shared {
     pub(crate) space: Arc<dyn Lockspace>,
     pub(crate) epoch: Instant,
     shards: Vec<Shard>,
-    hasher: RandomState,
+    hasher: Quick,
     count: AtomicUsize,
     budget: AtomicUsize,
     /// The number of glocks at which the keeper is told: the budget, or more while most of them are in use.
@@ -96,7 +95,7 @@ impl Shared {
             space,
             epoch: Instant::now(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: Quick::default(),
             count: AtomicUsize::new(0),
             budget: AtomicUsize::new(budget),
             shrink_at: AtomicUsize::new(budget),
@@ -143,7 +142,8 @@ impl Shared {
 
     fn shard(&self, name: GlockName) -> &Shard {
         let hash = self.hasher.hash_one(name);
-        let index = usize::try_from(hash % (SHARDS as u64)).unwrap_or(0);
+        // Neither the low bits nor the highest: those choose the place within the shard's map.
+        let index = usize::try_from((hash >> 32) % (SHARDS as u64)).unwrap_or(0);
         &self.shards[index]
     }
 
@@ -214,7 +214,7 @@ impl Shared {
         all
     }
 
-    fn remove(&self, map: &mut HashMap<GlockName, Arc<Glock>>, name: GlockName) {
+    fn remove(&self, map: &mut QuickMap<GlockName, Arc<Glock>>, name: GlockName) {
         if let Some(glock) = map.remove(&name) {
             self.count.fetch_sub(1, Ordering::Relaxed);
             self.counters.freed.fetch_add(1, Ordering::Relaxed);

@@ -13,20 +13,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const NEIGHBOURS: u64 = 256;
 /// Dinodes of a neighbourhood that are read one by one before the rest is read with the next.
 const ALONE: u64 = 2;
-/// Neighbourhoods that are remembered.
-const REMEMBERED: usize = 64;
+/// Neighbourhoods that are remembered: 4 GiB of dinodes that lie together. With too few, those that take turns at one
+/// place would never be read with their neighbours.
+const REMEMBERED: usize = 4096;
 
 /// Where dinodes had to be read lately, one by one.
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
     /// Each the number of a neighbourhood, times [`ALONE`] + 1, plus how many were read in it.
-    lately: [AtomicU64; REMEMBERED],
+    lately: Box<[AtomicU64]>,
 }
 
 impl Default for ReadAhead {
     fn default() -> Self {
         Self {
-            lately: std::array::from_fn(|_| AtomicU64::new(0)),
+            lately: std::iter::repeat_with(AtomicU64::default)
+                .take(REMEMBERED)
+                .collect(),
         }
     }
 }

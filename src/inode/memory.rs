@@ -6,7 +6,7 @@
 //! thread of its own and holds no lock that a request waits for but for moments.
 //!
 //! Not counted, and bounded otherwise: what the log pins (the journal's size), the index of the resource groups,
-//! and a buffer of 1 MiB or two for each request under way.
+//! a buffer of 1 MiB or two for each request under way, and memory in which blocks are gathered or kept (9 MiB).
 
 use super::engine::Engine;
 use super::table::{ENTRY_BYTES, GHOST_BYTES};

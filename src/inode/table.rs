@@ -7,9 +7,9 @@
 
 mod ghosts;
 
-use crate::cache::QuickMap;
 use crate::error::{Errno, FsResult};
 use crate::glock::{Glock, GlockGuard};
+use crate::hash::QuickMap;
 use crate::txn::CommitSeq;
 use gfs2_format::ondisk::FileType;
 use gfs2_format::{BlockAddr, InodeNum};
@@ -24,6 +24,9 @@ use ghosts::Ghost;
 pub(crate) use ghosts::{ENTRY_BYTES, GHOST_BYTES, Revive};
 
 const SHARDS: usize = 64;
+/// New entries for which room is made on the heap in one go, and what they and their locks take.
+const HEAP_ENTRIES: usize = 32;
+const HEAP_BYTES: usize = HEAP_ENTRIES * 3072;
 
 /// What a node remembers of an inode beside its blocks.
 #[derive(Debug)]
@@ -337,6 +340,10 @@ impl InodeTable {
 
     fn grown(&self) {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_multiple_of(HEAP_ENTRIES) {
+            // The heap of a thread grows by what is asked for, with a system call each time: it is asked for many.
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(HEAP_BYTES)));
+        }
         if count >= self.alarm_at.load(Ordering::Relaxed)
             && let Some(alarm) = self.alarm.get()
         {

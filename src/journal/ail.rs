@@ -4,8 +4,8 @@
 //! entry's block is in the index of logged copies; `pending` of a commit counts its entries that nothing has made
 //! unnecessary; commits leave only from the oldest end, when a header with a tail behind them is durable.
 
-use crate::cache::{QuickMap, QuickSet};
 use crate::glock::GlockName;
+use crate::hash::{QuickMap, QuickSet};
 use gfs2_format::{Block, BlockAddr, JournalBlock};
 use std::collections::VecDeque;
 

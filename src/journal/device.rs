@@ -2,19 +2,23 @@
 //!
 //! Invariant: after a withdraw nothing here reaches the device.
 
-use crate::cache::{Batch, DataCache};
+use crate::cache::{Batch, DataCache, lock};
 use crate::error::{FsError, FsResult};
 use crate::glock::GlockName;
 use crate::health::{Cause, Health};
 use gfs2_format::device::{AlignedBuf, BlockDevice, WriteRequest};
 use gfs2_format::{Block, BlockAddr, Error, Geometry, Jid};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Bytes that are gathered and written as one batch, at most (a single block may be larger).
 const BATCH_BYTES: usize = 4 << 20;
 /// Bytes of one write, at most.
 const PIECE_BYTES: usize = 1 << 20;
+/// From this many bytes on, writing pieces one after the other is no slower than at once, and saves a copy.
+const LONG_BYTES: usize = 256 << 10;
+/// Gathering memory that is kept: for the log, and for what goes in place meanwhile.
+const SPARE_MAX: usize = 2;
 
 /// The journal's way to the device.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub(super) struct Writer {
     begun: AtomicU64,
     /// The newest one begun of those that have ended.
     done: AtomicU64,
+    /// Memory in which blocks were gathered: fresh memory would cost as much as the gathering.
+    spare: Mutex<Vec<AlignedBuf>>,
 }
 
 /// A mark in the sequence of device flushes; see [`Writer::mark`].
@@ -50,6 +56,7 @@ impl Writer {
             barriers,
             begun: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            spare: Mutex::default(),
         }
     }
 
@@ -139,13 +146,14 @@ impl Writer {
 
     /// Writes a batch of file data and the log's blocks at once.
     fn write_along(&self, batch: Batch<'_>, log: &[(BlockAddr, &Block)]) -> FsResult<()> {
-        let pieces = self.pieces(log);
+        let gathered = self.gather(log);
         let mut requests = batch.requests();
-        requests.extend(self.requests(&pieces));
+        requests.extend(gathered.requests());
         let gate = self.health.write_gate()?;
         let result = self.device.write_batch(&requests);
         drop(gate);
         drop(requests);
+        self.keep(gathered);
         match result {
             Ok(()) => {
                 batch.done();
@@ -181,51 +189,67 @@ impl Writer {
         let len = self.geometry.block_len();
         let per_batch = (BATCH_BYTES / len).max(1);
         for batch in blocks.chunks(per_batch) {
-            let pieces = self.pieces(batch);
-            let requests: Vec<WriteRequest<'_>> = self.requests(&pieces).collect();
+            let gathered = self.gather(batch);
+            let requests: Vec<WriteRequest<'_>> = gathered.requests().collect();
             let gate = self.health.write_gate().map_err(Failed::Refused)?;
-            let result = self.device.write_batch(&requests);
+            let result = if requests.iter().all(|request| request.buf.len() >= LONG_BYTES) {
+                requests
+                    .iter()
+                    .try_for_each(|request| self.device.write_at(request.offset, request.buf))
+            } else {
+                self.device.write_batch(&requests)
+            };
             drop(gate);
+            drop(requests);
+            self.keep(gathered);
             let first = batch.first().map(|(addr, _)| *addr).unwrap_or_default();
             result.map_err(|error| Failed::Device(first, error))?;
         }
         Ok(())
     }
 
-    /// Runs of neighbours, each put together.
-    fn pieces(&self, blocks: &[(BlockAddr, &Block)]) -> Vec<Piece> {
-        let per_piece = (PIECE_BYTES / self.geometry.block_len()).max(1);
-        blocks
-            .chunk_by(|a, b| a.0.checked_add(1) == Some(b.0))
-            .flat_map(|run| run.chunks(per_piece))
-            .map(|run| Piece {
-                addr: run[0].0,
-                bytes: self.join(run),
-            })
-            .collect()
-    }
-
-    fn join(&self, run: &[(BlockAddr, &Block)]) -> AlignedBuf {
+    /// Puts blocks together, one behind the other.
+    fn gather(&self, blocks: &[(BlockAddr, &Block)]) -> Gathered {
         let len = self.geometry.block_len();
-        let mut bytes = AlignedBuf::zeroed(run.len() * len);
-        for (to, (_, block)) in bytes.chunks_exact_mut(len).zip(run) {
+        let mut bytes = lock(&self.spare).pop().unwrap_or_else(|| AlignedBuf::zeroed(0));
+        bytes.resize(blocks.len() * len);
+        for (to, (_, block)) in bytes.chunks_exact_mut(len).zip(blocks) {
             to.copy_from_slice(block);
         }
-        bytes
+        let per_piece = (PIECE_BYTES / len).max(1);
+        let runs = blocks
+            .chunk_by(|a, b| a.0.checked_add(1) == Some(b.0))
+            .flat_map(|run| run.chunks(per_piece))
+            .map(|run| (self.geometry.byte_offset(run[0].0), run.len() * len))
+            .collect();
+        Gathered { bytes, runs }
     }
 
-    fn requests<'a>(&'a self, pieces: &'a [Piece]) -> impl Iterator<Item = WriteRequest<'a>> {
-        pieces.iter().map(|piece| WriteRequest {
-            offset: self.geometry.byte_offset(piece.addr),
-            buf: &piece.bytes,
-        })
+    /// Keeps the memory for the next ones.
+    fn keep(&self, gathered: Gathered) {
+        let mut spare = lock(&self.spare);
+        if spare.len() < SPARE_MAX {
+            spare.push(gathered.bytes);
+        }
     }
 }
 
-/// Neighbours on the device, in memory that direct I/O takes as it is.
-struct Piece {
-    addr: BlockAddr,
+/// Blocks in memory that direct I/O takes as it is.
+struct Gathered {
     bytes: AlignedBuf,
+    /// Neighbours on the device: where they go there, and how many bytes they are.
+    runs: Vec<(u64, usize)>,
+}
+
+impl Gathered {
+    fn requests(&self) -> impl Iterator<Item = WriteRequest<'_>> {
+        let mut rest = &self.bytes[..];
+        self.runs.iter().map(move |(offset, len)| {
+            let (buf, tail) = rest.split_at(*len);
+            rest = tail;
+            WriteRequest { offset: *offset, buf }
+        })
+    }
 }
 
 enum Failed {

@@ -3,8 +3,8 @@
 //! Invariant: no block is logged and revoked in one commit (the revoke would kill the copy, FORMAT.md 7.6).
 
 use super::space::Costs;
-use crate::cache::{QuickMap, QuickSet};
 use crate::glock::GlockName;
+use crate::hash::{QuickMap, QuickSet};
 use gfs2_format::log::Flush;
 use gfs2_format::{Block, BlockAddr};
 

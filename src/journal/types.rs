@@ -1,7 +1,7 @@
 //! The plain types of the log: what a caller asks for and what he is told.
 
-use crate::cache::{QuickMap, QuickSet};
 use crate::glock::GlockName;
+use crate::hash::{QuickMap, QuickSet};
 use gfs2_format::log::{JournalMap, LocalStatfs};
 use gfs2_format::ondisk::{LogFlags, MAGIC, MetaHeader, view_mut};
 use gfs2_format::{Block, BlockAddr, Extent, Jid};

@@ -12,6 +12,10 @@ use std::process::{Command, Stdio};
 /// The name of the daemon's process; as long as the kernel keeps names.
 const PROCESS_NAME: &CStr = c"mount.fuse-gfs2";
 
+/// How many heaps the C library may make. Its own choice is eight for each processor, and what many threads free in many
+/// heaps goes back to none of them: a million files made with `memory=32M` then took 398 MiB, and 139 MiB like this.
+const ARENAS: &str = "MALLOC_ARENA_MAX";
+
 /// Starts the daemon and waits for its verdict.
 ///
 /// # Errors
@@ -34,6 +38,10 @@ pub fn start_and_wait(request: &MountRequest) -> Result<(), MountError> {
         if given {
             command.arg(flag);
         }
+    }
+    if std::env::var_os(ARENAS).is_none() {
+        let cpus = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
+        command.env(ARENAS, cpus.to_string());
     }
     let mut child = command
         .stdin(Stdio::null())

@@ -1,6 +1,6 @@
 //! The device of a mount: a thread that answers requests and is about to wait for it lets another one take over.
 
-use crate::sleep::about_to_sleep;
+use crate::sleep::{about_to_sleep, reading};
 use gfs2_format::Result;
 use gfs2_format::device::{BlockDevice, Identity, ReadRequest, Topology, WriteRequest};
 
@@ -33,8 +33,7 @@ impl<D: BlockDevice> BlockDevice for MountDevice<D> {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        about_to_sleep();
-        self.0.read_at(offset, buf)
+        reading(|| self.0.read_at(offset, buf))
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
@@ -58,8 +57,7 @@ impl<D: BlockDevice> BlockDevice for MountDevice<D> {
     }
 
     fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
-        about_to_sleep();
-        self.0.read_batch(requests)
+        reading(|| self.0.read_batch(requests))
     }
 
     fn write_batch(&self, requests: &[WriteRequest<'_>]) -> Result<()> {

@@ -89,6 +89,7 @@ impl DeviceGuard {
             return Err(GuardError::Busy(format!("{name} (attached to {loop_device})")));
         }
         let deadline = Instant::now() + FINISH_WAIT;
+        let mut last = false;
         loop {
             match Self::try_take(device, is_block, want_write, exclusive) {
                 Ok(guard) => return Ok(guard),
@@ -98,10 +99,14 @@ impl DeviceGuard {
                     if let Some(on) = mounted_on(&meta) {
                         return Err(GuardError::Mounted { device: name, on });
                     }
-                    if Instant::now() >= deadline || !held_by_us(device) {
+                    if last {
                         return Err(GuardError::Busy(name));
                     }
-                    std::thread::sleep(RETRY);
+                    // When it is not ours now, it may have been when we tried: it ended in between.
+                    last = Instant::now() >= deadline || !held_by_us(device);
+                    if !last {
+                        std::thread::sleep(RETRY);
+                    }
                 }
                 Err(error) => return Err(open_error(error)),
             }
@@ -232,7 +237,7 @@ fn parse_mountinfo(line: &str) -> Option<MountEntry> {
 }
 
 /// Undoes the octal escapes of `/proc/*/mount*`.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let bytes = text.as_bytes();
     let mut at = 0;

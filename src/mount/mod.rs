@@ -14,3 +14,4 @@ pub mod signals;
 pub mod start;
 pub mod timers;
 pub mod unmount;
+mod utab;

@@ -82,6 +82,8 @@ pub struct MountOptions {
     pub remount: bool,
     /// Options that say something specific to this filesystem, as given: what a remount may not change.
     pub specific: Vec<String>,
+    /// Options that only programs around the mount look at, as given.
+    pub passed_on: Vec<String>,
 }
 
 impl Default for MountOptions {
@@ -112,6 +114,7 @@ impl Default for MountOptions {
             noexec: false,
             remount: false,
             specific: Vec::new(),
+            passed_on: Vec::new(),
         }
     }
 }
@@ -266,6 +269,9 @@ impl MountOptions {
 
     /// Takes one word. `Err(None)`: not known.
     fn apply(&mut self, word: &str) -> Result<(), Option<String>> {
+        if word == "_netdev" || word.starts_with("x-") {
+            self.passed_on.push(word.to_owned());
+        }
         if self.apply_generic(word)
             || word.starts_with("x-")
             || word.starts_with("X-")

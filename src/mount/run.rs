@@ -9,6 +9,7 @@ use super::guard::{DeviceGuard, FS_TYPE};
 use super::options::{Atime, MountOptions};
 use super::remount::mount_flags;
 use super::start::{Plan, Started, start};
+use super::utab;
 use crate::fuse::{ServeOptions, mount as mount_fuse, serve};
 use gfs2_format::device::{BlockDevice, OpenOptions};
 use gfs2_format::ondisk::Superblock;
@@ -57,12 +58,18 @@ pub fn run(request: &MountRequest, ready: impl FnOnce() -> Result<(), MountError
         jid,
     })
     .map_err(named)?;
-    let result = live(request, &started, ready);
+    let mut listed = None;
+    let result = live(request, &started, || {
+        listed = utab::Entry::make(&request.device, &request.target, &options.passed_on);
+        ready()
+    });
     if let Err(error) = started.shutdown() {
         tracing::error!("the journal is left for recovery at the next mount: {error}");
     }
     // Only now may others have the device.
     drop(guard);
+    // After that: umount(8) may have the table while it waits for the device.
+    drop(listed);
     result
 }
 

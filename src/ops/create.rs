@@ -21,6 +21,7 @@ use gfs2_format::ondisk::{
 use gfs2_format::time::Timestamp;
 use gfs2_format::{BlockAddr, Geometry, InodeNum, Jid};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Free blocks that are looked at for one whose locks nobody has.
 const PICK_TRIES: usize = 64;
@@ -35,6 +36,8 @@ struct Wanted<'a> {
     rdev: (u32, u32),
     /// Of a symlink.
     target: &'a [u8],
+    /// It is opened for writing at once.
+    writes: bool,
 }
 
 impl Wanted<'_> {
@@ -46,6 +49,7 @@ impl Wanted<'_> {
             umask,
             rdev: (0, 0),
             target: b"",
+            writes: false,
         }
     }
 }
@@ -151,7 +155,12 @@ impl Fs {
         excl: bool,
         flags: OpenFlags,
     ) -> FsResult<(Entry, Handle, bool)> {
-        let wanted = Wanted::new(FileType::Regular, mode, umask);
+        // What is made need not be cut.
+        let opens = flags - OpenFlags::TRUNCATE;
+        let wanted = Wanted {
+            writes: opens.contains(OpenFlags::WRITE),
+            ..Wanted::new(FileType::Regular, mode, umask)
+        };
         let (inode, entry, made) = self.change("create", |engine| {
             check_name(name)?;
             let parent = engine.inodes.get(parent)?;
@@ -177,10 +186,14 @@ impl Fs {
                 Ok((inode, entry, false))
             })
         })?;
+        if made {
+            let failures = self.engine.cache.data().failure_mark(inode.glock().name());
+            return Ok((entry, self.handles.add(inode, opens, failures), true));
+        }
         let addr = inode.addr();
         drop(inode);
-        match self.open(addr, if made { flags - OpenFlags::TRUNCATE } else { flags }) {
-            Ok(handle) => Ok((entry, handle, made)),
+        match self.open(addr, flags) {
+            Ok(handle) => Ok((entry, handle, false)),
             Err(error) => {
                 self.forget(addr, 1);
                 Err(error)
@@ -264,7 +277,11 @@ fn make(
         let locked = Locked::new(engine, &inode, guard)?;
         locked.committed(seq, false);
         inode.all_seen();
-        attr(&locked)?
+        let attr = attr(&locked)?;
+        if wanted.writes {
+            inode.writers.fetch_add(1, Ordering::Relaxed);
+        }
+        attr
     };
     engine.inodes.remember(&inode);
     Ok((inode, Entry { attr }))

@@ -1,9 +1,10 @@
 //! Open files and directories.
 
-use crate::cache::QuickMap;
 use crate::error::{Errno, FsResult};
+use crate::hash::QuickMap;
 use crate::inode::InodeRef;
 use bitflags::bitflags;
+use gfs2_format::BlockAddr;
 use parking_lot::RwLock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// An open file or directory; unique for the life of an [`super::Fs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(pub u64);
+
+/// A directory that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dir {
+    /// By a handle of [`super::Fs::opendir`].
+    Open(Handle),
+    /// By its address alone: what the caller knows need not be opened.
+    Inode(BlockAddr),
+}
+
+impl From<Handle> for Dir {
+    fn from(handle: Handle) -> Self {
+        Self::Open(handle)
+    }
+}
 
 bitflags! {
     /// How a file is opened.

@@ -2,7 +2,7 @@
 
 use super::attr::check_mutable;
 use super::fs::Fs;
-use super::handle::{Handle, Open, OpenFlags};
+use super::handle::{Dir, Handle, Open, OpenFlags};
 use super::types::{Caller, SeekWhat};
 use crate::error::{Errno, FsResult};
 use crate::glock::{HolderFlags, State};
@@ -181,8 +181,12 @@ impl Fs {
     ///
     /// # Errors
     /// As [`Fs::fsync`].
-    pub fn fsyncdir(&self, handle: Handle, datasync: bool) -> FsResult<()> {
-        self.fsync(handle, datasync)
+    pub fn fsyncdir(&self, dir: impl Into<Dir>, datasync: bool) -> FsResult<()> {
+        let dir = dir.into();
+        self.run("fsync", |engine| {
+            let inode = self.dir(engine, dir)?;
+            sync_inode(engine, &inode, datasync)
+        })
     }
 
     /// Finds data or a hole at or after `offset`.
@@ -263,10 +267,16 @@ pub(super) fn touch(engine: &Engine, inode: &Inode, dinode: &Dinode) -> FsResult
 
 /// Makes a file durable, and tells of what could not be.
 fn sync_file(engine: &Engine, open: &Open, datasync: bool) -> FsResult<()> {
+    sync_inode(engine, &open.inode, datasync)?;
+    let name = open.inode.glock().name();
+    engine.cache.data().check_failure(name, &open.failures)
+}
+
+/// Makes an inode durable.
+fn sync_inode(engine: &Engine, inode: &Inode, datasync: bool) -> FsResult<()> {
     let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
         return Ok(());
     };
-    let inode: &Inode = &open.inode;
     let name = inode.glock().name();
     let commits = inode.commits();
     let seq = match commits.complete {
@@ -280,7 +290,7 @@ fn sync_file(engine: &Engine, open: &Open, datasync: bool) -> FsResult<()> {
     if !commits.complete {
         inode.all_seen();
     }
-    engine.cache.data().check_failure(name, &open.failures)
+    Ok(())
 }
 
 fn seek(locked: &Locked<'_>, offset: u64, what: SeekWhat) -> FsResult<u64> {
@@ -307,17 +317,6 @@ fn seek(locked: &Locked<'_>, offset: u64, what: SeekWhat) -> FsResult<u64> {
         SeekWhat::Hole => {
             let found = tree::next_hole(&reader, addr, locked.block(), from, end)?;
             Ok(found.map_or(size, |block| (block.get() * bsize).max(offset).min(size)))
-        }
-    }
-}
-
-impl Open {
-    /// A directory's handle?
-    pub(super) fn check_dir(&self) -> FsResult<()> {
-        if self.inode.kind() == FileType::Dir {
-            Ok(())
-        } else {
-            Err(Errno::ENOTDIR.into())
         }
     }
 }

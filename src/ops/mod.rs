@@ -23,7 +23,7 @@ mod xattrs;
 pub use crate::inode::{AtimeMode, FsOptions, MemoryUse, Prune, Relief, Share};
 pub use config::FsConfig;
 pub use fs::Fs;
-pub use handle::{Handle, OpenFlags};
+pub use handle::{Dir, Handle, OpenFlags};
 pub use types::Entry;
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::attr::attr;
 use super::fs::Fs;
-use super::handle::{Handle, OpenFlags};
+use super::handle::{Dir, Handle, OpenFlags};
 use super::io::touch;
 use super::names::check_dir;
 use super::types::{Attr, DirEntry};
@@ -32,6 +32,16 @@ impl Fs {
         })
     }
 
+    /// The directory that is meant.
+    pub(super) fn dir(&self, engine: &Engine, dir: Dir) -> FsResult<InodeRef> {
+        let inode = match dir {
+            Dir::Open(handle) => self.handles.get(handle)?.inode.clone(),
+            Dir::Inode(addr) => engine.inodes.get(addr)?,
+        };
+        check_dir(&inode)?;
+        Ok(inode)
+    }
+
     /// Hands out entries after `cookie` (0: from the start) until `visit` answers `true` for "full, this one was not
     /// taken". `visit` is called with the directory locked and must not call the filesystem.
     ///
@@ -39,15 +49,15 @@ impl Fs {
     /// EBADF, ENOTDIR; corruption; I/O and lock errors.
     pub fn readdir(
         &self,
-        handle: Handle,
+        dir: impl Into<Dir>,
         cookie: u64,
         visit: &mut dyn FnMut(&DirEntry) -> bool,
     ) -> FsResult<()> {
+        let dir = dir.into();
         self.run("readdir", |engine| {
-            let open = self.handles.get(handle)?;
-            open.check_dir()?;
+            let inode = self.dir(engine, dir)?;
             let dinode = {
-                let locked = engine.shared(&open.inode)?;
+                let locked = engine.shared(&inode)?;
                 dir::read_from(
                     &locked.reader(),
                     locked.addr(),
@@ -62,7 +72,7 @@ impl Fs {
                 )?;
                 *locked.dinode()
             };
-            touch(engine, &open.inode, &dinode)
+            touch(engine, &inode, &dinode)
         })
     }
 
@@ -73,27 +83,27 @@ impl Fs {
     /// As [`Fs::readdir`].
     pub fn readdir_plus(
         &self,
-        handle: Handle,
+        dir: impl Into<Dir>,
         cookie: u64,
         visit: &mut dyn FnMut(&DirEntry, Option<&Attr>) -> bool,
     ) -> FsResult<()> {
+        let dir = dir.into();
         self.run("readdirplus", |engine| {
-            let open = self.handles.get(handle)?;
-            open.check_dir()?;
+            let inode = self.dir(engine, dir)?;
             let mut cookie = Cookie::new(cookie);
             loop {
-                let batch = batch(engine, &open.inode, cookie)?;
+                let batch = batch(engine, &inode, cookie)?;
                 let addresses = batch.iter().map(|(entry, _)| entry.num.addr);
                 if engine.cold(addresses) > 1 {
-                    read_ahead(engine, &open.inode, cookie)?;
+                    read_ahead(engine, &inode, cookie)?;
                 }
-                for (entry, inode) in &batch {
-                    let attr = inode.as_ref().and_then(|inode| child_attr(engine, inode));
+                for (entry, child) in &batch {
+                    let attr = child.as_ref().and_then(|child| child_attr(engine, child));
                     if visit(entry, attr.as_ref()) {
                         return Ok(());
                     }
-                    if let (Some(_), Some(inode)) = (attr, inode) {
-                        engine.inodes.remember(inode);
+                    if let (Some(_), Some(child)) = (attr, child) {
+                        engine.inodes.remember(child);
                     }
                     cookie = Cookie::new(entry.cookie);
                 }
@@ -101,8 +111,8 @@ impl Fs {
                     break;
                 }
             }
-            let dinode = *engine.shared_any(&open.inode)?.dinode();
-            touch(engine, &open.inode, &dinode)
+            let dinode = *engine.shared_any(&inode)?.dinode();
+            touch(engine, &inode, &dinode)
         })
     }
 }

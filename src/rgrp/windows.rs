@@ -6,7 +6,7 @@
 
 use super::freemap::FreeMap;
 use super::group::Run;
-use crate::cache::QuickMap;
+use crate::hash::QuickMap;
 
 /// Blocks of a first window.
 const FIRST: u32 = 32;

@@ -7,9 +7,9 @@
 //! dirty; nobody who is waited for here takes any lock but this module's and the cache's own.
 
 use super::super::buffers::lock;
-use super::super::hash::QuickSet;
 use super::DataCache;
 use crate::glock::GlockName;
+use crate::hash::QuickSet;
 use gfs2_format::device::AlignedBuf;
 use gfs2_format::{BlockAddr, Extent};
 use std::collections::{BTreeMap, VecDeque};
@@ -50,6 +50,8 @@ pub(super) struct Flights {
     air: Mutex<Air>,
     /// How many there are.
     count: AtomicUsize,
+    /// Pieces of memory they have had so far; all are kept.
+    pieces: AtomicUsize,
     /// Told when one has landed.
     landed: Condvar,
     /// Told when there is something to write, or no more.
@@ -60,6 +62,11 @@ impl Flights {
     /// Nothing is on its way?
     pub(super) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// Bytes they take, and what is kept for those to come.
+    pub(super) fn bytes(&self) -> usize {
+        self.pieces.load(Ordering::Relaxed) * RUN_BYTES
     }
 
     /// Is anything of this owner on its way?
@@ -157,7 +164,10 @@ impl DataCache {
             if !air.open {
                 return false;
             }
-            air.memory.pop().unwrap_or_else(|| AlignedBuf::zeroed(0))
+            air.memory.pop().unwrap_or_else(|| {
+                flights.pieces.fetch_add(1, Ordering::Relaxed);
+                AlignedBuf::zeroed(0)
+            })
         };
         memory.resize(bytes.len());
         memory.copy_from_slice(bytes);

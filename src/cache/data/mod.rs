@@ -14,9 +14,9 @@ mod spare;
 mod write_back;
 
 use super::buffers::lock;
-use super::hash::QuickMap;
 use crate::error::{Errno, FsError, FsResult};
 use crate::glock::GlockName;
+use crate::hash::QuickMap;
 use crate::health::Health;
 use gfs2_format::device::{AlignedBuf, BlockDevice};
 use gfs2_format::{Block, BlockAddr, Extent, Geometry};
@@ -148,11 +148,11 @@ impl DataCache {
         self.spare.set_limit(bytes / 4);
     }
 
-    /// Bytes of dirty data, and of memory kept for more of it.
+    /// Bytes of dirty data, of runs on their way past this cache, and of memory kept for more of both.
     #[must_use]
     pub fn usage(&self) -> usize {
         let dirty = self.dirty.load(Ordering::Relaxed);
-        dirty * (self.geometry.block_len() + DIRTY_OVERHEAD) + self.spare.bytes()
+        dirty * (self.geometry.block_len() + DIRTY_OVERHEAD) + self.spare.bytes() + self.flights.bytes()
     }
 
     /// Figures.
