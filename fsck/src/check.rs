@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 
 /// Memory of any check: the program, what is read at a time, findings that wait.
 const FIXED: u64 = 24 << 20;
+/// This part of the memory may hold dinodes of directories.
+const KEPT: u64 = 8;
 /// Findings that wait for their paths at most.
 const TOLD: usize = 1 << 14;
 
@@ -264,6 +266,16 @@ impl<'a> Check<'a> {
         if self.weight > self.memory {
             self.outcome.memory = self.outcome.memory.max(self.weight);
         }
+    }
+
+    /// Keeps a directory's dinode for when directories are looked at, if there is room.
+    pub(crate) fn keep_directory(&mut self, addr: BlockAddr, bytes: &[u8]) {
+        self.directories.keep(addr, bytes, self.memory / KEPT);
+    }
+
+    /// Is this the stage the check is in?
+    pub(crate) fn is_stage(&self, stage: Stage) -> bool {
+        self.now == stage
     }
 
     /// Is this the second walk?

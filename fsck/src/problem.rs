@@ -204,7 +204,7 @@ kinds! {
     HashTable, "D10", Error, "the directory's hash table is wrong";
     /// A leaf's depth does not fit its span.
     LeafDepth, "D11", Error, "the leaf's depth does not fit its part of the hash table";
-    /// An entry in a leaf its hash does not lead to.
+    /// An entry in a leaf its hash does not lead to. Where it belongs may have no room: then that leaf is split (D16).
     LeafPlace, "D12", Error, "the entry is in a leaf that its hash does not lead to";
     /// A leaf that is none.
     LeafBlock, "D13", Error, "the block is no leaf";
@@ -215,7 +215,7 @@ kinds! {
     /// The table's size does not fit the depth.
     TableSize, "D15", Error, "the directory's size does not fit its depth";
     /// A block of the hash table is none.
-    HashBlock, "D16", Error, "the block is no block of a hash table";
+    HashBlock, "D10", Error, "the block is no block of a hash table";
     /// The format of a leaf's entries is unknown.
     LeafFormat, "D17", Error, "the format of the leaf's entries is unknown";
     /// A name twice.

@@ -14,7 +14,7 @@ use std::thread::Scope;
 const PART: usize = 512 << 10;
 /// Parts in memory: what the helpers read, and what is being looked at.
 const PARTS: usize = 6;
-/// Threads that read ahead: two, so that the device has work while one of them hands over.
+/// Threads that read ahead: two, so that the device has work while one of them hands over. More gained nothing, nor did up to 16 that read one run after the other, nor direct I/O on images.
 const HELPERS: usize = 2;
 /// Lists of up to so many blocks are read without helpers.
 const SHORT: usize = 32;
@@ -79,9 +79,6 @@ impl<'a> Reader<'a> {
         'a: 'scope,
     {
         let mut reader = Self::new(device, geometry);
-        if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
-            return reader;
-        }
         let shift = reader.shift;
         for _ in 0..HELPERS {
             let (wanted, parts) = channel::<Part>();
@@ -109,6 +106,18 @@ impl<'a> Reader<'a> {
 
     /// Shows every block of `addrs` (ascending) by its index there.
     pub(crate) fn blocks(&mut self, addrs: &[BlockAddr], mut show: impl FnMut(usize, Result<&[u8], &Error>)) {
+        self.blocks_while(addrs, |index, bytes| {
+            show(index, bytes);
+            true
+        });
+    }
+
+    /// The same until `show` says no; answers how many were shown. What was read ahead by then will be read again.
+    pub(crate) fn blocks_while(
+        &mut self,
+        addrs: &[BlockAddr],
+        mut show: impl FnMut(usize, Result<&[u8], &Error>) -> bool,
+    ) -> usize {
         if addrs.len() > SHORT && !self.helpers.is_empty() {
             return self.blocks_ahead(addrs, show);
         }
@@ -116,31 +125,40 @@ impl<'a> Reader<'a> {
         while from < addrs.len() {
             let (runs, next) = self.plan(addrs, from);
             let whole = read_runs(self.device, self.shift, &runs, &mut self.arena);
-            show_runs(
-                self.device,
-                self.shift,
+            let shown = Shown {
                 addrs,
-                &runs,
-                &mut self.arena,
+                runs: &runs,
                 whole,
-                &mut show,
-            );
+            };
+            if let Some(stopped) = shown.show(self.device, self.shift, &mut self.arena, &mut show) {
+                return stopped;
+            }
             from = next.max(from.saturating_add(1));
         }
+        addrs.len()
     }
 
     /// The same with helpers: they take turns, so what they read comes back in order.
-    fn blocks_ahead(&mut self, addrs: &[BlockAddr], mut show: impl FnMut(usize, Result<&[u8], &Error>)) {
+    fn blocks_ahead(
+        &mut self,
+        addrs: &[BlockAddr],
+        mut show: impl FnMut(usize, Result<&[u8], &Error>) -> bool,
+    ) -> usize {
         let mut from = 0;
         let mut under_way: VecDeque<(usize, Vec<Run>)> = VecDeque::new();
-        let mut turns = (0..self.helpers.len()).cycle();
+        let mut turn = 0usize;
+        let mut stopped = None;
         loop {
             while from < addrs.len()
+                && stopped.is_none()
                 && let Some(arena) = self.idle.pop()
             {
                 let (runs, next) = self.plan(addrs, from);
                 from = next.max(from.saturating_add(1));
-                let turn = turns.next().unwrap_or(0);
+                turn = turn
+                    .saturating_add(1)
+                    .checked_rem(self.helpers.len())
+                    .unwrap_or(0);
                 under_way.push_back((turn, runs.clone()));
                 let part = Part {
                     runs,
@@ -154,7 +172,7 @@ impl<'a> Reader<'a> {
                 }
             }
             let Some((turn, runs)) = under_way.pop_front() else {
-                return;
+                return stopped.unwrap_or(addrs.len());
             };
             let part = self.helpers.get(turn).and_then(|helper| helper.read.recv().ok());
             let (mut arena, whole) = match part {
@@ -162,15 +180,14 @@ impl<'a> Reader<'a> {
                 // The helper is gone: each block is read here.
                 None => (AlignedBuf::zeroed(self.arena.len()), false),
             };
-            show_runs(
-                self.device,
-                self.shift,
+            let shown = Shown {
                 addrs,
-                &runs,
-                &mut arena,
+                runs: &runs,
                 whole,
-                &mut show,
-            );
+            };
+            if stopped.is_none() {
+                stopped = shown.show(self.device, self.shift, &mut arena, &mut show);
+            }
             self.idle.push(arena);
         }
     }
@@ -237,36 +254,50 @@ fn read_runs(device: &dyn BlockDevice, shift: u32, runs: &[Run], arena: &mut Ali
     device.read_batch(&mut requests).is_ok()
 }
 
-/// Shows the blocks of runs that stand in `arena`; unless it is `whole`, each is read by itself, to know which ones an
-/// error is about.
-fn show_runs(
-    device: &dyn BlockDevice,
-    shift: u32,
-    addrs: &[BlockAddr],
-    runs: &[Run],
-    arena: &mut AlignedBuf,
+/// Runs that were read, and of which addresses.
+struct Shown<'a> {
+    addrs: &'a [BlockAddr],
+    runs: &'a [Run],
+    /// All of it could be read.
     whole: bool,
-    show: &mut impl FnMut(usize, Result<&[u8], &Error>),
-) {
-    let mut base = 0usize;
-    for run in runs {
-        for index in run.first..run.end {
-            let Some(addr) = addrs.get(index) else { continue };
-            let at = base.saturating_add((addr.get().saturating_sub(run.start) << shift) as usize);
-            let Some(bytes) = arena.get_mut(at..at.saturating_add(1 << shift)) else {
-                continue;
-            };
-            let alone = if whole {
-                Ok(())
-            } else {
-                device.read_at(addr.get() << shift, bytes)
-            };
-            match &alone {
-                Ok(()) => show(index, Ok(bytes)),
-                Err(e) => show(index, Err(e)),
+}
+
+impl Shown<'_> {
+    /// Shows the blocks that stand in `arena`; unless all could be read, each is read by itself, to know which ones an
+    /// error is about. Answers how many of the addresses were shown when `show` said no.
+    fn show(
+        &self,
+        device: &dyn BlockDevice,
+        shift: u32,
+        arena: &mut AlignedBuf,
+        show: &mut impl FnMut(usize, Result<&[u8], &Error>) -> bool,
+    ) -> Option<usize> {
+        let mut base = 0usize;
+        for run in self.runs {
+            for index in run.first..run.end {
+                let Some(addr) = self.addrs.get(index) else {
+                    continue;
+                };
+                let at = base.saturating_add((addr.get().saturating_sub(run.start) << shift) as usize);
+                let Some(bytes) = arena.get_mut(at..at.saturating_add(1 << shift)) else {
+                    continue;
+                };
+                let alone = if self.whole {
+                    Ok(())
+                } else {
+                    device.read_at(addr.get() << shift, bytes)
+                };
+                let more = match &alone {
+                    Ok(()) => show(index, Ok(bytes)),
+                    Err(e) => show(index, Err(e)),
+                };
+                if !more {
+                    return Some(index.saturating_add(1));
+                }
             }
+            base = base.saturating_add((run.blocks << shift) as usize);
         }
-        base = base.saturating_add((run.blocks << shift) as usize);
+        None
     }
 }
 
@@ -307,6 +338,20 @@ mod tests {
                     assert_eq!(seen, (0..addrs.len()).collect::<Vec<_>>(), "step {step}");
                 }
                 assert_eq!(number(reader.block(BlockAddr::new(77)).unwrap()), 77);
+                // Ended in the middle, and taken up again there.
+                let addrs: Vec<BlockAddr> = (0..60_000).map(BlockAddr::new).collect();
+                let (mut from, mut seen) = (0, 0);
+                while from < addrs.len() {
+                    let rest = &addrs[from..];
+                    let shown = reader.blocks_while(rest, |index, bytes| {
+                        assert_eq!(number(bytes.unwrap()), rest[index].get());
+                        seen += 1;
+                        (index + 1) % 7001 != 0
+                    });
+                    assert_eq!(shown, rest.len().min(7001));
+                    from += shown;
+                }
+                assert_eq!(seen, addrs.len());
             }
         });
     }

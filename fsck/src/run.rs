@@ -345,9 +345,11 @@ impl<'a> Run<'a> {
         if self.repairs {
             check = check.hold(&mut self.history, Held::default());
         }
-        let mut reader = Reader::new(overlay, geometry);
         let mut system = System::default();
-        let result = journals(&mut check, &mut reader, &mut system);
+        let result = std::thread::scope(|scope| {
+            let mut reader = Reader::with_helpers(scope, overlay, geometry);
+            journals(&mut check, &mut reader, &mut system)
+        });
         let gate = check.gate(Phase::Journals);
         let left = check.left_errors();
         let (outcome, held, seen) = check.finish(system, false);
@@ -502,7 +504,7 @@ fn superblock_problem(device: &dyn BlockDevice, error: Error) -> Result<Problem,
 fn journals(check: &mut Check<'_>, reader: &mut Reader<'_>, system: &mut System) -> Step<Vec<Journal>> {
     *system = find_system(check, reader)?;
     check.stage(Stage::Journals);
-    check.journals(system)
+    check.journals(reader, system)
 }
 
 fn find_system(check: &mut Check<'_>, reader: &mut Reader<'_>) -> Step<System> {
@@ -590,7 +592,7 @@ fn metadata(check: &mut Check<'_>, reader: &mut Reader<'_>) -> Step {
     ];
     roots.sort_unstable();
     // Directories among them are looked at with all others.
-    check.adopt(reader, &roots);
+    check.adopt(reader, &roots)?;
     check.directories(reader)?;
     if check.outcome.skipped {
         return Ok(());
@@ -604,7 +606,7 @@ fn metadata(check: &mut Check<'_>, reader: &mut Reader<'_>) -> Step {
     if check.has_shared() {
         check.stage(Stage::Duplicates);
         check.begin_search();
-        check.inodes_again(reader);
+        check.inodes_again(reader)?;
         check.directories(reader)?;
         check.end_search();
     }

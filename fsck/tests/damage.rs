@@ -137,6 +137,7 @@ fn every_class_of_the_catalogue_has_a_case() {
             "reference: what_we_replayed_satisfies_the_reference (revokes)",
         ),
         ("U3", "inode as data, indirect block as data"),
+        ("D16", "full leaves swapped"),
         ("L4", "repair: lost_found_is_made_and_used_again"),
     ];
     let range = |letter: char, last: u32| (1..=last).map(move |n| format!("{letter}{n}"));

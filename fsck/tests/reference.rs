@@ -12,6 +12,13 @@
 
 mod support;
 
+use gfs2_format::damage;
+use gfs2_format::device::OpenOptions;
+use gfs2_format::dir::{Cookie, Entry, read_from};
+use gfs2_format::ondisk::Dinode;
+use gfs2_format::volume::{DeviceReader, resolve_path};
+use gfs2_format::{BlockRead, Volume};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -132,5 +139,56 @@ fn what_we_replayed_satisfies_the_reference() {
             .unwrap();
         assert_eq!(repaired.status.code(), Some(1), "{name}");
         agree(&image, 0, name);
+    }
+}
+
+/// The formal numbers of an entry, if there is one, and of its inode.
+fn numbers(image: &Path, dir: &str, name: &str) -> Option<(u64, u64)> {
+    let device = OpenOptions::new().read_only(true).open(image).unwrap();
+    let volume = Volume::open(&device).unwrap();
+    let reader = DeviceReader::new(&device, &volume.geometry);
+    let dir = resolve_path(&reader, volume.system.root, dir.as_bytes()).unwrap();
+    let mut found = None;
+    let mut look = |entry: Entry<'_>| {
+        if entry.name == name.as_bytes() {
+            found = Some(entry.num);
+        }
+        ControlFlow::Continue(())
+    };
+    read_from(&reader, dir, Cookie::START, &mut look).unwrap();
+    let num = found?;
+    let block = reader.read(num.addr).unwrap();
+    let inode = Dinode::decode(&block, num.addr, &volume.geometry).unwrap();
+    Some((num.formal.get(), inode.inode_num().formal.get()))
+}
+
+/// Entries with a stale formal number (D4): where the reference and we differ, and why. It does not see the one entry
+/// of a file, and deletes one of several, with its name.
+#[test]
+fn names_with_stale_numbers_are_kept() {
+    need_reference();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let ours = env!("CARGO_BIN_EXE_fsck-gfs2");
+    for (program, folder, name, code, left) in [
+        ("fsck.gfs2", "data", "f4k", 0, Some(false)),
+        (ours, "data", "f4k", 1, Some(true)),
+        ("fsck.gfs2", "links", "hard1", 1, None),
+        (ours, "links", "hard1", 1, Some(true)),
+    ] {
+        let device = support::fixture("clean1k");
+        damage::run(
+            &format!("set dirent(/{folder}/{name}).no_formal_ino = 999"),
+            &device,
+        )
+        .unwrap();
+        support::save(&device, &image);
+        let repaired = Command::new(program).arg("-y").arg(&image).output().unwrap();
+        assert_eq!(repaired.status.code(), Some(code), "{program} {name}");
+        let right = numbers(&image, folder, name).map(|(entry, inode)| entry == inode);
+        assert_eq!(right, left, "{program} {name}");
+        if program == ours {
+            agree(&image, 0, name);
+        }
     }
 }

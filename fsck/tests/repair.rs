@@ -48,6 +48,7 @@ const TOUCHED: &[(&str, &[&str])] = &[
     ("second link", &["/names/a"]),
     ("empty slot", &["/data/"]),
     ("leaves swapped", &["/data/"]),
+    ("full leaves swapped", &["/big/"]),
     ("leaf lost", &["/big/"]),
     ("hash block", &["/big/"]),
     ("name twice", &["/perm/m0755"]),
@@ -66,6 +67,7 @@ const THEMSELVES: &[&str] = &[
     "no dotdot",
     "empty slot",
     "leaves swapped",
+    "full leaves swapped",
     "hash block",
     "file lost",
 ];

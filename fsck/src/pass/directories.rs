@@ -21,6 +21,9 @@ const DIRECTORIES: usize = 256;
 /// Entries that wait for their inode to be looked at; more are answered at once.
 const PENDING: usize = 1 << 16;
 
+/// Bytes that a kept dinode takes besides its own.
+const KEPT: usize = 64;
+
 /// An entry that leads to a block of which no inode is known.
 #[derive(Debug)]
 struct Pending {
@@ -44,6 +47,9 @@ pub(crate) struct Found {
     /// Made anew by a repair of this round.
     pub(crate) rebuilt: BTreeSet<BlockAddr>,
     pending: Vec<Pending>,
+    /// Dinodes of directories from when inodes were looked at, without the zeroes at their end.
+    kept: BTreeMap<BlockAddr, Box<[u8]>>,
+    kept_bytes: usize,
     /// A directory was seen in part only: there may be entries that nobody knows of.
     pub(crate) is_partial: bool,
 }
@@ -53,7 +59,38 @@ impl Found {
     pub(crate) fn memory(&self) -> u64 {
         let entries = self.blocks.len().saturating_add(self.parents.len());
         // Keys and values of a tree whose nodes are not full.
-        entries.saturating_add(self.dotdots.len()).saturating_mul(24) as u64
+        let entries = entries.saturating_add(self.dotdots.len()).saturating_mul(24);
+        let kept = self
+            .kept
+            .len()
+            .saturating_mul(KEPT)
+            .saturating_add(self.kept_bytes);
+        entries.saturating_add(kept) as u64
+    }
+
+    /// Keeps the dinode of a directory until it is looked at, unless that takes more than `most` bytes of all of them:
+    /// then it is read again.
+    pub(crate) fn keep(&mut self, dir: BlockAddr, bytes: &[u8], most: u64) {
+        let used = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last.saturating_add(1));
+        let all = self
+            .kept
+            .len()
+            .saturating_mul(KEPT)
+            .saturating_add(self.kept_bytes);
+        if all.saturating_add(used).saturating_add(KEPT) as u64 <= most {
+            let used = bytes.get(..used).unwrap_or_default();
+            self.kept_bytes = self.kept_bytes.saturating_add(used.len());
+            self.kept.insert(dir, used.into());
+        }
+    }
+
+    fn take_kept(&mut self, dir: BlockAddr) -> Option<Box<[u8]>> {
+        let kept = self.kept.remove(&dir)?;
+        self.kept_bytes = self.kept_bytes.saturating_sub(kept.len());
+        Some(kept)
     }
 
     pub(crate) fn note_blocks(&mut self, dir: BlockAddr, blocks: u64) {
@@ -93,7 +130,7 @@ impl Check<'_> {
             let mut targets: Vec<BlockAddr> = pending.iter().map(|entry| entry.target).collect();
             targets.sort_unstable();
             targets.dedup();
-            let dirs = self.adopt(reader, &targets);
+            let dirs = self.adopt(reader, &targets)?;
             self.walk_directories(reader, &dirs)?;
             for entry in pending {
                 self.link(&entry, true);
@@ -110,32 +147,48 @@ impl Check<'_> {
             }
             let mut hashed: Vec<(BlockAddr, Box<[u8]>)> = Vec::new();
             self.weigh();
-            reader.blocks(batch, |index, bytes| {
-                let (Some(addr), Ok(bytes)) = (batch.get(index).copied(), bytes) else {
-                    return;
+            let mut block = vec![0; self.geometry.block_len()];
+            let mut others = Vec::new();
+            for addr in batch.iter().copied() {
+                let Some(kept) = self.directories.take_kept(addr) else {
+                    others.push(addr);
+                    continue;
                 };
-                let Ok(di) = view::<Dinode>(bytes, 0, addr) else {
-                    return;
-                };
-                if di.flags().contains(DinodeFlags::EXHASH) {
-                    hashed.push((addr, bytes.into()));
-                } else {
-                    self.linear_directory(addr, di, bytes);
+                let len = block.len();
+                let (used, rest) = block.split_at_mut(kept.len().min(len));
+                used.copy_from_slice(&kept);
+                rest.fill(0);
+                self.directory(addr, &block, &mut hashed);
+            }
+            reader.blocks(&others, |index, bytes| {
+                if let (Some(addr), Ok(bytes)) = (others.get(index).copied(), bytes) {
+                    self.directory(addr, bytes, &mut hashed);
                 }
             });
-            for (addr, bytes) in hashed {
-                if let Ok(di) = view::<Dinode>(&bytes, 0, addr) {
-                    let mut dir = self.open(addr, di);
-                    self.hashed_directory(reader, &mut dir, di, &bytes);
-                    let counted = self.directories.blocks.remove(&addr).unwrap_or(1);
-                    self.close(&dir, di, Some(counted.saturating_add(dir.blocks)));
-                }
-            }
+            self.hashed_directories(reader, hashed);
         }
         Ok(())
     }
 
-    fn open(&self, addr: BlockAddr, di: &Dinode) -> Directory {
+    /// Looks at a directory, or, if it is a hashed one, puts it aside.
+    fn directory(&mut self, addr: BlockAddr, bytes: &[u8], hashed: &mut Vec<(BlockAddr, Box<[u8]>)>) {
+        let Ok(di) = view::<Dinode>(bytes, 0, addr) else {
+            return;
+        };
+        if di.flags().contains(DinodeFlags::EXHASH) {
+            hashed.push((addr, bytes.into()));
+        } else {
+            self.linear_directory(addr, di, bytes);
+        }
+    }
+
+    /// Closes a hashed directory all of whose leaves have been looked at.
+    pub(crate) fn close_hashed(&mut self, dir: &Directory, di: &Dinode) {
+        let counted = self.directories.blocks.remove(&dir.addr).unwrap_or(1);
+        self.close(dir, di, Some(counted.saturating_add(dir.blocks)));
+    }
+
+    pub(crate) fn open(&self, addr: BlockAddr, di: &Dinode) -> Directory {
         Directory {
             addr,
             formal: di.num.formal_ino.get(),
@@ -424,7 +477,7 @@ impl Check<'_> {
 
     /// Takes inodes into the check that their bitmaps do not show; `targets` ascending. Answers which of them are
     /// directories, still to be looked at.
-    pub(crate) fn adopt(&mut self, reader: &mut Reader<'_>, targets: &[BlockAddr]) -> Vec<BlockAddr> {
+    pub(crate) fn adopt(&mut self, reader: &mut Reader<'_>, targets: &[BlockAddr]) -> Step<Vec<BlockAddr>> {
         let mut inodes: Vec<(BlockAddr, FoundBy)> = Vec::new();
         let mut dirs = Vec::new();
         reader.blocks(targets, |index, bytes| {
@@ -459,8 +512,8 @@ impl Check<'_> {
                 dirs.push(addr);
             }
         });
-        self.walk_inodes(reader, &inodes);
+        self.walk_inodes(reader, &inodes)?;
         dirs.retain(|addr| self.inodes.get(*addr).is_some_and(|inode| !inode.skipped));
-        dirs
+        Ok(dirs)
     }
 }

@@ -9,6 +9,7 @@ use crate::observed::Code;
 use crate::pass::tree::pointers;
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
+use crate::report::Stage;
 use crate::table::Inode;
 use gfs2_format::geometry::MAX_DIR_DEPTH;
 use gfs2_format::ondisk::{
@@ -16,12 +17,18 @@ use gfs2_format::ondisk::{
 };
 use gfs2_format::{BlockAddr, Expected};
 
-/// Inodes looked at together.
-const INODES: usize = 4096;
+/// Inodes looked at together: so many that the device seldom waits for the next ones.
+const INODES: usize = 1 << 15;
+/// How often among them the first walk says how far it is.
+const TOLD: usize = 256;
+/// Groups whose bitmaps are looked through for them.
+const GROUPS: usize = 1024;
 /// Blocks that wait on the stack before inodes have to wait, too.
 const STACK: usize = 1 << 17;
 /// Metadata blocks read together: what each points to goes on the stack.
 const BLOCKS: usize = 256;
+/// The same of those that nothing goes on the stack for.
+const LAST_BLOCKS: usize = 1 << 13;
 
 /// An inode whose tree is being walked.
 #[derive(Debug)]
@@ -80,36 +87,42 @@ impl Check<'_> {
     /// The first walk.
     pub(crate) fn inodes(&mut self, reader: &mut Reader<'_>) -> Step {
         let end = self.geometry.end();
-        for group in 0..self.observed.groups().len() {
-            let mut from = Some(0);
-            while let Some(start) = from {
-                let at = self.observed.groups().get(group).map(|g| g.layout.addr().get());
-                let at = at.unwrap_or(0).saturating_add(u64::from(start));
-                if !self.tick(at, end)? {
-                    return Ok(());
-                }
-                let Some(found) = self.observed.groups().get(group) else {
-                    break;
-                };
-                let data0 = found.layout.data0();
-                let batch: Vec<(u32, bool)> = found.with_code(Code::Inode, start).take(INODES).collect();
-                from = batch.last().and_then(|(index, _)| index.checked_add(1));
-                let batch: Vec<(BlockAddr, FoundBy)> = batch
-                    .into_iter()
-                    .filter_map(|(index, unlinked)| {
-                        let addr = data0.checked_add(u64::from(index))?;
-                        Some((addr, FoundBy::Bitmap { unlinked }))
-                    })
-                    .collect();
-                self.walk_inodes(reader, &batch);
-                self.weigh();
+        let (mut group, mut start) = (0, 0);
+        while let Some(at) = self.observed.groups().get(group) {
+            let at = at.layout.addr().get().saturating_add(u64::from(start));
+            if !self.tick(at, end)? {
+                return Ok(());
             }
+            let batch = self.next_inodes(&mut group, &mut start);
+            if !self.walk_inodes(reader, &batch)? {
+                return Ok(());
+            }
+            self.weigh();
         }
         Ok(())
     }
 
+    /// The next inodes the bitmaps show, from data block `start` of group `group` on; both move on behind them.
+    fn next_inodes(&self, group: &mut usize, start: &mut u32) -> Vec<(BlockAddr, FoundBy)> {
+        let mut batch: Vec<(BlockAddr, FoundBy)> = Vec::new();
+        let end = group.saturating_add(GROUPS);
+        while let Some(found) = self.observed.groups().get(*group).filter(|_| *group < end) {
+            let data0 = found.layout.data0();
+            for (index, unlinked) in found.with_code(Code::Inode, *start) {
+                if batch.len() >= INODES {
+                    *start = index;
+                    return batch;
+                }
+                let addr = data0.checked_add(u64::from(index));
+                batch.extend(addr.map(|addr| (addr, FoundBy::Bitmap { unlinked })));
+            }
+            (*group, *start) = (group.saturating_add(1), 0);
+        }
+        batch
+    }
+
     /// The second walk: the same inodes again.
-    pub(crate) fn inodes_again(&mut self, reader: &mut Reader<'_>) {
+    pub(crate) fn inodes_again(&mut self, reader: &mut Reader<'_>) -> Step {
         let all: Vec<(BlockAddr, FoundBy)> = self
             .inodes
             .iter()
@@ -119,39 +132,49 @@ impl Check<'_> {
             })
             .collect();
         for batch in all.chunks(INODES) {
-            self.walk_inodes(reader, batch);
+            self.walk_inodes(reader, batch)?;
         }
+        Ok(())
     }
 
-    /// Looks at these inodes (ascending) and everything below them but leaves.
-    pub(crate) fn walk_inodes(&mut self, reader: &mut Reader<'_>, batch: &[(BlockAddr, FoundBy)]) {
-        let mut waiting = self.walk_some(reader, batch);
-        while !waiting.is_empty() {
-            waiting = self.walk_some(reader, &waiting);
-        }
-    }
-
-    /// The same; answers which inodes have to wait, because so much is below those before them.
-    fn walk_some(
+    /// Looks at these inodes (ascending) and everything below them but leaves. Only the first walk says how far it is;
+    /// false: the rest of it is left out.
+    pub(crate) fn walk_inodes(
         &mut self,
         reader: &mut Reader<'_>,
         batch: &[(BlockAddr, FoundBy)],
-    ) -> Vec<(BlockAddr, FoundBy)> {
+    ) -> Step<bool> {
+        let mut from = 0usize;
+        while let Some(rest) = batch.get(from..).filter(|rest| !rest.is_empty()) {
+            match self.walk_some(reader, rest)? {
+                0 => return Ok(false),
+                seen => from = from.saturating_add(seen),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The same; answers how many: the others have to wait, because so much is below these. 0: they are left out.
+    fn walk_some(&mut self, reader: &mut Reader<'_>, batch: &[(BlockAddr, FoundBy)]) -> Step<usize> {
         let addrs: Vec<BlockAddr> = batch.iter().map(|(addr, _)| *addr).collect();
+        let (end, first_walk) = (self.geometry.end(), self.is_stage(Stage::Inodes));
         let mut walk = Walk::default();
-        let mut waiting = Vec::new();
-        reader.blocks(&addrs, |index, bytes| {
-            let Some((addr, by)) = batch.get(index).copied() else {
-                return;
-            };
-            if walk.stack.len() >= STACK {
-                return waiting.push((addr, by));
+        let mut more = Ok(true);
+        let seen = reader.blocks_while(&addrs, |index, bytes| {
+            if let Some((addr, by)) = batch.get(index).copied() {
+                match bytes {
+                    Ok(bytes) => self.inode(&mut walk, addr, by, bytes),
+                    Err(e) => self.error(Kind::NotADinode, Some(addr), addr, e),
+                }
+                if first_walk && index % TOLD == TOLD - 1 {
+                    more = self.tick(addr.get(), end);
+                }
             }
-            match bytes {
-                Ok(bytes) => self.inode(&mut walk, addr, by, bytes),
-                Err(e) => self.error(Kind::NotADinode, Some(addr), addr, e),
-            }
+            walk.stack.len() < STACK && matches!(more, Ok(true))
         });
+        if !more? {
+            return Ok(0);
+        }
         self.walk_down(reader, &mut walk);
         for active in walk.active {
             if active.is_exhash {
@@ -170,13 +193,15 @@ impl Check<'_> {
                 );
             }
         }
-        waiting
+        Ok(seen)
     }
 
     /// Looks at what waits on the stack, and at everything below it.
     fn walk_down(&mut self, reader: &mut Reader<'_>, walk: &mut Walk) {
         while !walk.stack.is_empty() {
-            let keep = walk.stack.len().saturating_sub(BLOCKS);
+            let last = |task: &&Task| matches!(task.what, What::Indirect(1) | What::EaValue);
+            let last = walk.stack.iter().rev().take(LAST_BLOCKS).take_while(last).count();
+            let keep = walk.stack.len().saturating_sub(last.max(BLOCKS));
             let mut tasks = walk.stack.split_off(keep);
             tasks.sort_unstable_by_key(|task| task.block);
             let addrs: Vec<BlockAddr> = tasks.iter().map(|task| task.block).collect();
@@ -295,6 +320,9 @@ impl Check<'_> {
         }
         if !followed {
             return;
+        }
+        if di.is_dir() && !self.is_search() {
+            self.keep_directory(addr, bytes);
         }
         let owner = walk.active.len();
         let is_exhash = di.flags().contains(DinodeFlags::EXHASH);

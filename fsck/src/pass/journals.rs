@@ -3,12 +3,13 @@
 use crate::check::{Check, Step};
 use crate::pass::system::System;
 use crate::problem::{Kind, Problem};
-use gfs2_format::log::{DeviceJournal, JournalRead, decode_header, find_head, plan_recovery};
+use crate::reader::Reader;
+use gfs2_format::log::{DeviceJournal, JournalMap, JournalRead, decode_header, find_head, plan_recovery};
 use gfs2_format::volume::{DeviceReader, JournalFile, map_journal};
 use gfs2_format::{BlockAddr, Error, Expected, Jid, JournalBlock};
 
-/// Bytes of a journal read at a time.
-const STEP: usize = 1 << 20;
+/// Blocks of a journal listed at a time.
+const STEP: usize = 1 << 16;
 
 /// What is known of one journal.
 #[derive(Clone, Debug)]
@@ -22,7 +23,7 @@ pub(crate) struct Journal {
 
 impl Check<'_> {
     /// Looks at every journal of the index.
-    pub(crate) fn journals(&mut self, system: &System) -> Step<Vec<Journal>> {
+    pub(crate) fn journals(&mut self, blocks: &mut Reader<'_>, system: &System) -> Step<Vec<Journal>> {
         self.journal_index(system);
         let geometry = self.geometry.clone();
         let reader = DeviceReader::new(self.device, &geometry);
@@ -42,7 +43,7 @@ impl Check<'_> {
                         statfs_change: system.node_file("statfs_change", jid),
                         quota_change: system.node_file("quota_change", jid),
                     };
-                    journals.push(self.journal(file)?);
+                    journals.push(self.journal(blocks, file)?);
                 }
                 Err(Error::Corrupt(corrupt)) => {
                     let problem = Problem::from_corrupt(Kind::JournalInode, &corrupt);
@@ -82,7 +83,7 @@ impl Check<'_> {
         }
     }
 
-    fn journal(&mut self, file: JournalFile) -> Step<Journal> {
+    fn journal(&mut self, reader: &mut Reader<'_>, file: JournalFile) -> Step<Journal> {
         let geometry = self.geometry.clone();
         let map = file.map.clone();
         let ring = DeviceJournal::new(self.device, &geometry, &map);
@@ -95,7 +96,7 @@ impl Check<'_> {
                 replayable,
             })
         };
-        let Some(headers) = self.headers(&ring, at)? else {
+        let Some(headers) = self.headers(reader, &map, at) else {
             return verdict(file, true, false);
         };
         if headers.count < 2 {
@@ -142,30 +143,37 @@ impl Check<'_> {
     }
 
     /// Reads the whole ring; `None` when it cannot be read.
-    fn headers(&mut self, journal: &DeviceJournal<'_>, dinode: BlockAddr) -> Step<Option<Headers>> {
-        let block_len = self.geometry.block_len();
-        let blocks = journal.ring().blocks();
-        let step = u32::try_from((STEP / block_len).max(1)).unwrap_or(1);
+    fn headers(&mut self, reader: &mut Reader<'_>, map: &JournalMap, dinode: BlockAddr) -> Option<Headers> {
+        let blocks = map.ring().blocks();
         let mut headers = Headers::default();
-        let mut buf = Vec::new();
-        let mut next = 0u32;
-        while next < blocks {
-            let count = step.min(blocks - next);
-            buf.resize((count as usize).saturating_mul(block_len), 0);
-            let first = JournalBlock::new(next);
-            if let Err(e) = journal.read(first, &mut buf) {
-                self.error(Kind::JournalHead, Some(dinode), journal.address(first), &e);
-                return Ok(None);
-            }
-            for (position, block) in (next..).map(JournalBlock::new).zip(buf.chunks_exact(block_len)) {
-                if let Some(header) = decode_header(block, Some(position)) {
-                    headers.add(position, header.sequence);
+        let mut failed = None;
+        for first in (0..blocks).step_by(STEP) {
+            let end = blocks.min(first.saturating_add(STEP as u32));
+            let places: Vec<(JournalBlock, BlockAddr)> = (first..end)
+                .map(JournalBlock::new)
+                .filter_map(|position| Some((position, map.address(position)?)))
+                .collect();
+            let addrs: Vec<BlockAddr> = places.iter().map(|(_, addr)| *addr).collect();
+            reader.blocks(&addrs, |index, bytes| {
+                let Some((position, addr)) = places.get(index).copied() else {
+                    return;
+                };
+                match bytes {
+                    Ok(bytes) => {
+                        if let Some(header) = decode_header(bytes, Some(position)) {
+                            headers.add(position, header.sequence);
+                        }
+                    }
+                    Err(e) => failed = failed.take().or_else(|| Some((addr, e.clone()))),
                 }
+            });
+            if let Some((addr, e)) = failed {
+                self.error(Kind::JournalHead, Some(dinode), addr, &e);
+                return None;
             }
-            next = next.saturating_add(count);
         }
         headers.close();
-        Ok(Some(headers))
+        Some(headers)
     }
 }
 

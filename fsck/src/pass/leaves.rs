@@ -15,8 +15,10 @@ use gfs2_format::ondisk::{
 use gfs2_format::{BlockAddr, Expected};
 use std::collections::HashSet;
 
-/// Leaves read together.
-const LEAVES: usize = 256;
+/// Leaves of one or several directories read together, but for those of a large one.
+const SPANS: usize = 1 << 15;
+/// Leaves with others behind them that are kept until those are read.
+const CHAINS: usize = 256;
 /// A slot of a hash block that cannot be read: nothing is known of it.
 const UNKNOWN: u64 = u64::MAX;
 /// `lf_dirent_format`.
@@ -32,16 +34,48 @@ struct Span {
     len: u32,
 }
 
+/// A hashed directory whose leaves wait to be looked at.
+#[derive(Debug)]
+struct Open {
+    dir: Directory,
+    bytes: Box<[u8]>,
+    depth: u32,
+}
+
 impl Check<'_> {
-    /// Looks at the table and leaves of a hashed directory.
-    pub(crate) fn hashed_directory(
+    /// Looks at the tables and leaves of hashed directories: at the leaves of many together, in disk order.
+    pub(crate) fn hashed_directories(
+        &mut self,
+        reader: &mut Reader<'_>,
+        hashed: Vec<(BlockAddr, Box<[u8]>)>,
+    ) {
+        let mut open: Vec<Open> = Vec::new();
+        let mut spans: Vec<(Span, usize)> = Vec::new();
+        for (addr, bytes) in hashed {
+            let Ok(di) = view::<Dinode>(&bytes, 0, addr) else {
+                continue;
+            };
+            let mut dir = self.open(addr, di);
+            let owner = open.len();
+            let own = self.spans(reader, &mut dir, di, &bytes);
+            spans.extend(own.into_iter().map(|span| (span, owner)));
+            let depth = u32::from(di.depth.get());
+            open.push(Open { dir, bytes, depth });
+            if spans.len() >= SPANS {
+                self.leaves(reader, &mut open, &mut spans);
+            }
+        }
+        self.leaves(reader, &mut open, &mut spans);
+    }
+
+    /// The leaves that the table of a directory leads to, each claimed.
+    fn spans(
         &mut self,
         reader: &mut Reader<'_>,
         dir: &mut Directory,
         di: &Dinode,
         bytes: &[u8],
-    ) {
-        let depth = u32::from(di.depth.get());
+    ) -> Vec<Span> {
         let table = self.hash_table(reader, dir.addr, di, bytes);
         let mut spans: Vec<Span> = Vec::new();
         let mut start = 0u32;
@@ -66,26 +100,46 @@ impl Check<'_> {
             }
             start = start.saturating_add(len);
         }
-        spans.sort_unstable_by_key(|span| span.leaf);
-        let mut chains: Vec<(Span, u64, Box<[u8]>)> = Vec::new();
-        for batch in spans.chunks(LEAVES) {
-            let addrs: Vec<BlockAddr> = batch.iter().map(|span| span.leaf).collect();
-            reader.blocks(&addrs, |index, bytes| {
-                let Some(span) = batch.get(index) else {
-                    return;
+        spans
+    }
+
+    /// Looks at these leaves and what hangs on them, and closes their directories.
+    fn leaves(&mut self, reader: &mut Reader<'_>, open: &mut Vec<Open>, spans: &mut Vec<(Span, usize)>) {
+        spans.sort_unstable_by_key(|(span, _)| span.leaf);
+        let addrs: Vec<BlockAddr> = spans.iter().map(|(span, _)| span.leaf).collect();
+        let mut chains: Vec<(Span, usize, u64, Box<[u8]>)> = Vec::new();
+        let mut from = 0usize;
+        while let Some(rest) = addrs.get(from..).filter(|rest| !rest.is_empty()) {
+            let batch = spans.get(from..).unwrap_or_default();
+            let seen = reader.blocks_while(rest, |index, bytes| {
+                let Some((span, owner)) = batch.get(index).copied() else {
+                    return true;
+                };
+                let Some(Open { dir, depth, .. }) = open.get_mut(owner) else {
+                    return true;
                 };
                 match bytes {
                     Ok(bytes) => {
-                        let next = self.leaf(dir, *span, depth, span.leaf, bytes);
+                        let next = self.leaf(dir, span, *depth, span.leaf, bytes);
                         if next != 0 {
-                            chains.push((*span, next, bytes.into()));
+                            chains.push((span, owner, next, bytes.into()));
                         }
                     }
                     Err(e) => self.bad_leaf(dir, span.leaf, e),
                 }
+                chains.len() < CHAINS
             });
-            for (span, next, bytes) in chains.drain(..) {
-                self.chain(reader, dir, span, depth, next, &bytes);
+            from = from.saturating_add(seen.max(1));
+            for (span, owner, next, bytes) in chains.drain(..) {
+                if let Some(Open { dir, depth, .. }) = open.get_mut(owner) {
+                    self.chain(reader, dir, span, *depth, next, &bytes);
+                }
+            }
+        }
+        spans.clear();
+        for Open { dir, bytes, .. } in open.drain(..) {
+            if let Ok(di) = view::<Dinode>(&bytes, 0, dir.addr) {
+                self.close_hashed(&dir, di);
             }
         }
     }

@@ -25,6 +25,39 @@ fn halves(map: &Map<'_>, path: &str) -> (u64, u64) {
     (map.top(dir, 0), map.top(dir, 63))
 }
 
+/// D16: entries in leaves they do not belong to, and no room where they do: those leaves have to be split first.
+fn full_leaves_swapped(map: &Map<'_>) -> String {
+    let table = map.top(map.path("big"), 0);
+    let slots: Vec<u64> = (0..64).map(|n| map.pointer(table, n)).collect();
+    let entries = |leaf: u64| {
+        let block = map.block(leaf);
+        u16::from_be_bytes([block[26], block[27]])
+    };
+    let most = slots.iter().map(|leaf| entries(*leaf)).max().unwrap();
+    let spans: Vec<&[u64]> = slots.chunk_by(|a, b| a == b).collect();
+    let mut at = 0;
+    let mut best = (0, 0, 0, 0);
+    for pair in spans.windows(2) {
+        let ([one, ..], [other, ..]) = (pair[0], pair[1]) else {
+            panic!("an empty span");
+        };
+        let both = entries(*one) + entries(*other);
+        // The span at the end of what was looked at may go on behind it.
+        if pair[0].len() == pair[1].len() && at + 2 * pair[0].len() < slots.len() && both > best.0 {
+            best = (both, at, pair[0].len(), *one);
+        }
+        at += pair[0].len();
+    }
+    let (both, start, len, one) = best;
+    assert!(both > most, "{both} entries would fit a leaf of {most}");
+    let other = slots[start + len];
+    (0..2 * len).fold(String::new(), |mut script, n| {
+        let leaf = if n < len { other } else { one };
+        let _ = writeln!(script, "set pointer(block {table}, {}) = {leaf}", start + n);
+        script
+    })
+}
+
 pub(crate) const CASES: &[Case] = cases! {
     "no block size": _ => "set sb.sb_bsize = 1000" => [Superblock];
     "no magic": _ => "set sb.mh_magic = 0" => [Superblock];
@@ -183,6 +216,7 @@ pub(crate) const CASES: &[Case] = cases! {
             script
         })
     } => [LeafPlace];
+    "full leaves swapped": m => full_leaves_swapped(m) => [LeafPlace];
     "leaf lost": m => format!("zero block {}", m.pointer(m.top(m.path("big"), 0), 0)) => [LeafBlock, EmptyOrphan];
     "leaf chain": m => {
         let leaf = halves(m, "data").0;
