@@ -193,9 +193,9 @@ mod tests {
         let alarm = Alarm::default();
         alarm.give();
         alarm.give();
-        assert!(alarm.wait());
+        assert_eq!(alarm.wait(), Some(true));
         assert!(!alarm.wanted.lock().cut);
         alarm.wanted.lock().stop = true;
-        assert!(!alarm.wait());
+        assert_eq!(alarm.wait(), None);
     }
 }
