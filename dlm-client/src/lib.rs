@@ -73,6 +73,7 @@ pub mod wire;
 
 use std::sync::Arc;
 
+pub use backend::kernel::KernelDlm;
 pub use backend::local::{LocalDlm, LocalHook};
 pub use error::LockError;
 pub use event::{Cast, Event, EventQueue, Slot, Status};
@@ -244,6 +245,15 @@ pub trait Lockspace: Send + Sync {
     /// on the queue.
     fn plock_cancel(&self, _token: u64) -> Result<(), LockError> {
         Err(LockError::NoPlocks)
+    }
+
+    /// Drops the locks that processes of this node left behind when they died ([`CrashSafety::Orphans`]); what they had
+    /// written must have been recovered before. Calls that follow find them gone. Backends without orphans do nothing.
+    ///
+    /// # Errors
+    /// A lockspace already left.
+    fn purge_orphans(&self) -> Result<(), LockError> {
+        Ok(())
     }
 
     /// What this backend can do.

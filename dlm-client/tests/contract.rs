@@ -4,6 +4,7 @@
 //! `contract!` line; what only it can do is tested below that.
 
 mod cluster;
+mod fake;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use cluster::{Cluster, Joined, Wires, join};
 use dlm_client::wire::Version;
 use dlm_client::{
-    Cast, Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LocalDlm, LockError, LockId, Lockspace, Lvb, Mode,
-    ResName, SbFlags, Status,
+    Cast, Dlm, Event, EventQueue, JoinOptions, KernelDlm, Leave, Lkf, LocalDlm, LockError, LockId, Lockspace,
+    Lvb, Mode, ResName, SbFlags, Status,
 };
 
 /// A freshly joined, empty lockspace.
@@ -732,6 +733,56 @@ fn engine() -> Session {
 contract!(
     engine_backend,
     engine,
+    [
+        every_pair_of_modes_is_granted_or_refused_by_the_table,
+        the_token_comes_back_in_casts_and_basts,
+        waiters_are_served_in_order_and_readers_do_not_overtake_a_writer,
+        a_holder_is_told_once_per_blocked_mode,
+        noqueue_tells_nobody_unless_asked_to,
+        a_failed_conversion_keeps_the_old_mode,
+        a_conversion_goes_before_new_requests,
+        a_down_conversion_has_a_cast_and_lets_waiters_in,
+        quecvt_waits_behind_an_earlier_conversion_and_without_it_overtakes,
+        two_upgraders_deadlock_and_the_second_is_told,
+        convdeadlk_drops_the_granted_mode_and_says_so,
+        pr_and_cw_exclude_each_other_both_ways,
+        altmode_is_granted_and_named,
+        a_busy_lock_refuses_convert_and_unlock_but_not_force,
+        cancel_ends_requests_and_conversions_and_unblocks_others,
+        nonsense_flags_are_refused,
+        expedite_passes_the_queues,
+        the_value_block_moves_by_the_direction_table,
+        ivvalblk_makes_the_value_block_unbelievable_until_the_next_write,
+        a_forgotten_resource_has_no_value_block,
+        completion_inside_the_call_is_the_same_as_on_the_queue,
+        a_bast_is_never_for_a_compatible_mode,
+        leaving_ends_the_queue_and_refuses_calls,
+    ]
+);
+
+/// The kernel backend on a kernel of this process, or, with `DLM_DEVICE` set, on the real one of this machine: there all
+/// share a lockspace of this name, which the first joins; each then takes it up from a "process" that died.
+fn kernel() -> Session {
+    let real = std::env::var("DLM_DEVICE");
+    let dlm = match &real {
+        Ok(_) => KernelDlm::new(),
+        Err(_) => KernelDlm::with(Arc::new(fake::FakeKernel::default())),
+    };
+    let lockspace = real.as_deref().unwrap_or("contract");
+    let joined = dlm.expect("a kernel").join(lockspace, &JoinOptions::default());
+    let (space, queue) = joined.expect("a lockspace");
+    space.purge_orphans().expect("joined");
+    Session {
+        space,
+        queue,
+        quiet: Duration::from_millis(if real.is_ok() { 300 } else { 20 }),
+        _others: Vec::new(),
+    }
+}
+
+contract!(
+    kernel_backend,
+    kernel,
     [
         every_pair_of_modes_is_granted_or_refused_by_the_table,
         the_token_comes_back_in_casts_and_basts,

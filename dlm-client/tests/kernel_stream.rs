@@ -5,6 +5,9 @@
 
 #[allow(dead_code, unreachable_pub)]
 mod cluster;
+#[path = "../examples/dlmdrive/measure.rs"]
+#[allow(dead_code)]
+mod measure;
 #[path = "../examples/dlmdrive/party.rs"]
 #[allow(dead_code)]
 mod party;

@@ -1,10 +1,11 @@
 #!/bin/bash
 # Make this guest one node of a two-node cluster, with a driver of its lock manager on port 7000.
 #
-#   usage: dlm-node.sh kernel|wire [LINE OF DLM.CONF]...
+#   usage: dlm-node.sh kernel|device|wire [LINE OF DLM.CONF]...
 #
-# "kernel" is the stock way: dlm.ko and dlm_controld.  "wire" has neither: the driver itself is the daemon and the lock
-# manager.  Both run the stock corosync.  TOKEN (ms) is its time to notice a death.
+# "kernel" is the stock way: dlm.ko and dlm_controld, and the driver on the bare device; with "device" the driver is our
+# backend on that device.  "wire" has neither: the driver itself is the daemon and the lock manager.  All run the stock
+# corosync.  TOKEN (ms) is its time to notice a death.  Called again, it starts another driver where the last one ended.
 kind=$1
 shift
 cat >/etc/corosync/corosync.conf <<E
@@ -44,14 +45,16 @@ E
   for line; do echo "$line"; done
 } >/etc/dlm/dlm.conf
 cp /host/dlmdrive /host/fence-host.sh /root/
-corosync || exit 1
+pidof corosync >/dev/null || corosync || exit 1
 until corosync-quorumtool -s 2>/dev/null | grep -q 'Quorate: *Yes'; do sleep 0.2; done
-if [ "$kind" = kernel ]; then
-  modprobe -a configfs dlm || exit 1
-  mount -t configfs configfs /sys/kernel/config
-  dlm_controld || exit 1
+if [ "$kind" != wire ]; then
+  if ! pidof dlm_controld >/dev/null; then
+    modprobe -a configfs dlm || exit 1
+    mount -t configfs configfs /sys/kernel/config
+    dlm_controld || exit 1
+  fi
   until dlm_tool status >/dev/null 2>&1; do sleep 0.1; done
-  setsid /root/dlmdrive kernel 0.0.0.0:7000 >/host/drive.log 2>&1 &
+  RUST_LOG=${LOG:-info} setsid /root/dlmdrive "$kind" 0.0.0.0:7000 >/host/drive.log 2>&1 &
 else
   [ ! -e /sys/kernel/config/dlm ] || exit 1
   RUST_LOG=${LOG:-info} setsid /root/dlmdrive wire 0.0.0.0:7000 /etc/dlm/dlm.conf >/host/drive.log 2>&1 &

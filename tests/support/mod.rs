@@ -6,12 +6,13 @@
 //!   also when the test process is killed;
 //! * what is missing on the host is a failure that names `tests/lab/setup.sh`, never a skip.
 //!
-//! It knows nothing of our own code: it must stay an independent witness.
+//! It knows nothing of our own code (but for the driver of the lock managers): it must stay an independent witness.
 
 // Each test program takes the part it needs, and none is a library.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod calls;
+pub mod dlm;
 pub mod fixture;
 pub mod guest;
 pub mod host;

@@ -5,6 +5,8 @@
 //!   at any moment, also after `kill -9`;
 //! * no guest has a network: two nodes of a cluster share a wire, a socket in the scratch folder;
 //! * the clock is the HPET: under load the guest calibrates the TSC wrong by a factor.
+//!
+//! `LAB_PCAP=FOLDER` captures what passes over the wire.
 
 use super::guest::{Guest, Kernel};
 use super::host::{Host, Ran, SETUP, checkout};
@@ -426,9 +428,15 @@ fn network(node: u8, wire: Option<String>) -> Vec<String> {
     let Some(wire) = wire else { return Vec::new() };
     let netdev = format!("stream,id=wire,addr.type=unix,{wire}");
     let device = format!("virtio-net-pci,netdev=wire,romfile=,mac=52:54:00:77:00:{node:02x}");
-    ["-netdev", &netdev, "-device", &device]
+    let mut arguments = ["-netdev", &netdev, "-device", &device]
         .map(str::to_owned)
-        .to_vec()
+        .to_vec();
+    if let Some(folder) = std::env::var_os("LAB_PCAP") {
+        let file = Path::new(&folder).join(format!("n{node}.pcap"));
+        arguments.push("-object".to_owned());
+        arguments.push(format!("filter-dump,id=dump,netdev=wire,file={}", file.display()));
+    }
+    arguments
 }
 
 /// Connects through the folder's descriptor: the path of a socket may have 107 bytes only.

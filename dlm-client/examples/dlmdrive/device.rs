@@ -18,6 +18,7 @@ const LOCK: u8 = 1;
 const UNLOCK: u8 = 2;
 const CREATE: u8 = 4;
 const REMOVE: u8 = 5;
+const PURGE: u8 = 6;
 const HEAD: usize = 120;
 /// Drop locks that remain.
 const FORCE: u32 = 2;
@@ -219,6 +220,13 @@ impl Node for KernelNode {
     }
 
     fn other(&mut self, words: &[&str]) -> Result<Vec<String>, String> {
-        Err(format!("what is {words:?}?"))
+        let ["purge", node, process] = *words else {
+            return Err(format!("what is {words:?}?"));
+        };
+        let number = |text: &str| text.parse::<u32>().map_err(|e| format!("{text}: {e}"));
+        let request = Request::new(PURGE, "")
+            .put(16, &number(node)?.to_le_bytes())
+            .put(20, &number(process)?.to_le_bytes());
+        self.write(&request).map(|_| Vec::new())
     }
 }

@@ -1,4 +1,4 @@
-//! Our own node: the wire backend on the corosync of this host.
+//! Our own node: the wire backend on the corosync of this host, or the kernel backend on its dlm.ko.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +12,8 @@ use dlm_client::membership::corosync::CorosyncMembership;
 use dlm_client::transport::{Poller, TcpTransport};
 use dlm_client::wire::Version;
 use dlm_client::{
-    Dlm, Event, EventQueue, JoinOptions, Leave, Lkf, LockId, Lockspace, Lvb, Mode, NodeId, Plock, PlockOp,
+    Dlm, Event, EventQueue, JoinOptions, KernelDlm, Leave, Lkf, LockId, Lockspace, Lvb, Mode, NodeId, Plock,
+    PlockOp,
 };
 
 use crate::party::{Node, Report, hex};
@@ -28,32 +29,100 @@ struct Space {
     locks: BTreeMap<u64, LockId>,
 }
 
+/// What a backend can do beyond the trait.
+pub(crate) trait Backend: Dlm {
+    /// How it stands, for those who wait in vain.
+    fn state(&self) -> String;
+    /// A command of its own. `lockspace` is what is joined.
+    fn command(&self, lockspace: Option<&str>, words: &[&str]) -> Result<Vec<String>, String>;
+}
+
 /// Our node.
-pub(crate) struct WireNode {
-    dlm: WireDlm,
+pub(crate) struct Ours<B> {
+    dlm: B,
     space: Option<Space>,
 }
 
-impl WireNode {
-    /// Connects to corosync and starts the daemon's part; `conf` is a dlm.conf. `DLM_VERSION=3.1` speaks the old protocol.
-    pub(crate) fn start(conf: &str) -> Result<Self, String> {
-        let conf = DlmConf::parse(conf).map_err(|e| e.to_string())?;
-        let mut membership = CorosyncMembership::connect().map_err(|e| e.to_string())?;
-        let us = membership.config().us;
-        let addresses = membership.addresses(us).map_err(|e| e.to_string())?;
-        let ip = addresses.first().ok_or("corosync knows no address of ours")?;
-        let poller = Poller::new().map_err(|e| e.to_string())?;
-        let listen = SocketAddr::new(*ip, conf.port);
-        let transport = TcpTransport::listen(listen, poller.clone()).map_err(|e| e.to_string())?;
-        let mut options = WireOptions::new(conf);
-        if std::env::var("DLM_VERSION").is_ok_and(|v| v == "3.1") {
-            options.version = Version::V3_1;
+/// Connects to corosync and starts the daemon's part; `conf` is a dlm.conf. `DLM_VERSION=3.1` speaks the old protocol.
+pub(crate) fn wire(conf: &str) -> Result<Ours<WireDlm>, String> {
+    let conf = DlmConf::parse(conf).map_err(|e| e.to_string())?;
+    let mut membership = CorosyncMembership::connect().map_err(|e| e.to_string())?;
+    let us = membership.config().us;
+    let addresses = membership.addresses(us).map_err(|e| e.to_string())?;
+    let ip = addresses.first().ok_or("corosync knows no address of ours")?;
+    let poller = Poller::new().map_err(|e| e.to_string())?;
+    let listen = SocketAddr::new(*ip, conf.port);
+    let transport = TcpTransport::listen(listen, poller.clone()).map_err(|e| e.to_string())?;
+    let mut options = WireOptions::new(conf);
+    if std::env::var("DLM_VERSION").is_ok_and(|v| v == "3.1") {
+        options.version = Version::V3_1;
+    }
+    let dlm = WireDlm::start(membership, Box::new(transport), poller, &options).map_err(|e| e.to_string())?;
+    Ok(Ours { dlm, space: None })
+}
+
+/// The kernel's lock manager through our backend.
+pub(crate) fn device() -> Result<Ours<KernelDlm>, String> {
+    let dlm = KernelDlm::new().map_err(|e| e.to_string())?;
+    Ok(Ours { dlm, space: None })
+}
+
+fn dump(dlm: &WireDlm, name: &str) -> Result<Vec<String>, String> {
+    let mut lines = Vec::new();
+    for resource in dlm.dump(name).ok_or("not joined")? {
+        let master = resource.master.map_or(0, |n| n.0);
+        let text = String::from_utf8_lossy(resource.name.as_bytes()).into_owned();
+        lines.push(format!(
+            "resource {text:?} master {master} directory {} inactive {} lvb {} invalid {}",
+            resource.directory.0,
+            resource.inactive,
+            resource.lvb.map_or("none".to_owned(), |lvb| hex(&lvb)),
+            resource.lvb_invalid,
+        ));
+        for lock in resource.locks {
+            lines.push(format!("  {lock:?}"));
         }
-        let dlm =
-            WireDlm::start(membership, Box::new(transport), poller, &options).map_err(|e| e.to_string())?;
-        Ok(Self { dlm, space: None })
+    }
+    Ok(lines)
+}
+
+impl Backend for WireDlm {
+    fn state(&self) -> String {
+        format!("{:?}", self.status())
     }
 
+    fn command(&self, lockspace: Option<&str>, words: &[&str]) -> Result<Vec<String>, String> {
+        let joined = || lockspace.ok_or_else(|| "not joined".to_owned());
+        match words {
+            ["dump"] => dump(self, joined()?),
+            ["status"] => {
+                let status = self.status();
+                let mut lines = vec![format!("{status:?}")];
+                lines.extend(status.fencing_lines());
+                Ok(lines)
+            }
+            ["plocks"] => self.plock_lines(joined()?).ok_or_else(|| "not joined".to_owned()),
+            ["ack", node] => {
+                let node = node.parse().map_err(|e| format!("{node}: {e}"))?;
+                self.acknowledge_fencing(NodeId(node));
+                Ok(Vec::new())
+            }
+            _ => Err(format!("what is {words:?}?")),
+        }
+    }
+}
+
+impl Backend for KernelDlm {
+    fn state(&self) -> String {
+        "the kernel says it in its log".to_owned()
+    }
+
+    fn command(&self, _: Option<&str>, words: &[&str]) -> Result<Vec<String>, String> {
+        Err(format!("what is {words:?}?"))
+    }
+}
+
+impl<B: Backend> Ours<B> {
     fn space(&mut self) -> Result<&mut Space, String> {
         self.space.as_mut().ok_or_else(|| "not joined".to_owned())
     }
@@ -62,26 +131,6 @@ impl WireNode {
         let space = self.space()?;
         let id = *space.locks.get(&token).ok_or("no such lock")?;
         Ok((space, id))
-    }
-
-    fn dump(&mut self) -> Result<Vec<String>, String> {
-        let name = self.space()?.name.clone();
-        let mut lines = Vec::new();
-        for resource in self.dlm.dump(&name).ok_or("not joined")? {
-            let master = resource.master.map_or(0, |n| n.0);
-            let text = String::from_utf8_lossy(resource.name.as_bytes()).into_owned();
-            lines.push(format!(
-                "resource {text:?} master {master} directory {} inactive {} lvb {} invalid {}",
-                resource.directory.0,
-                resource.inactive,
-                resource.lvb.map_or("none".to_owned(), |lvb| hex(&lvb)),
-                resource.lvb_invalid,
-            ));
-            for lock in resource.locks {
-                lines.push(format!("  {lock:?}"));
-            }
-        }
-        Ok(lines)
     }
 
     fn plock(&mut self, words: &[&str]) -> Result<Vec<String>, String> {
@@ -110,7 +159,7 @@ impl WireNode {
     }
 }
 
-impl Node for WireNode {
+impl<B: Backend> Node for Ours<B> {
     fn join(&mut self, lockspace: &str) -> Result<(), String> {
         let joined = self.dlm.join(lockspace, &JoinOptions::default());
         let (space, queue) = joined.map_err(|e| e.to_string())?;
@@ -118,7 +167,7 @@ impl Node for WireNode {
         match queue.recv_timeout(PATIENCE) {
             Some(Event::RecoverDone { .. }) => {}
             Some(other) => return Err(format!("the first event of a join was {other:?}")),
-            None => return Err(format!("no recovery in {PATIENCE:?}; {:?}", self.dlm.status())),
+            None => return Err(format!("no recovery in {PATIENCE:?}; {}", self.dlm.state())),
         }
         self.space = Some(Space {
             name: lockspace.to_owned(),
@@ -136,7 +185,7 @@ impl Node for WireNode {
         while !space.queue.is_ended() {
             let left = end.saturating_duration_since(std::time::Instant::now());
             if left.is_zero() {
-                return Err(format!("not left in {PATIENCE:?}; {:?}", self.dlm.status()));
+                return Err(format!("not left in {PATIENCE:?}; {}", self.dlm.state()));
             }
             if let Some(Event::Fatal(error)) = space.queue.recv_timeout(left) {
                 return Err(error.to_string());
@@ -181,24 +230,15 @@ impl Node for WireNode {
 
     fn other(&mut self, words: &[&str]) -> Result<Vec<String>, String> {
         match words {
-            ["dump"] => self.dump(),
-            ["status"] => {
-                let status = self.dlm.status();
-                let mut lines = vec![format!("{status:?}")];
-                lines.extend(status.fencing_lines());
-                Ok(lines)
-            }
             ["plock", rest @ ..] => self.plock(rest),
-            ["plocks"] => {
-                let name = self.space()?.name.clone();
-                self.dlm.plock_lines(&name).ok_or_else(|| "not joined".to_owned())
+            ["purge"] => {
+                let purged = self.space()?.space.purge_orphans();
+                purged.map(|()| Vec::new()).map_err(|e| refused(&e))
             }
-            ["ack", node] => {
-                let node = node.parse().map_err(|e| format!("{node}: {e}"))?;
-                self.dlm.acknowledge_fencing(NodeId(node));
-                Ok(Vec::new())
+            _ => {
+                let name = self.space.as_ref().map(|space| space.name.as_str());
+                self.dlm.command(name, words)
             }
-            _ => Err(format!("what is {words:?}?")),
         }
     }
 }

@@ -4,7 +4,8 @@
 //! `cancel TOKEN`; `events`: what happened since it was asked last; `wait TOKEN MILLISECONDS`: events up to the end of
 //! the lock's operation; `await WORDS MILLISECONDS` up to one that begins with these words (`_` for blanks);
 //! `quiet MILLISECONDS`: an error if anything happens; `trip TOKEN`: a lock held in NL is taken to CR and back, and with
-//! it everything before it has reached the master and come back; `quit`. FLAGS are the DLM's numbers in hex.
+//! it everything before it has reached the master and come back; `quit`; and those of [`crate::measure`]. FLAGS are the
+//! DLM's numbers in hex.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use dlm_client::{Lkf, Mode};
 
+use crate::measure;
 use crate::party::{Node, Party, Report, hex, lvb};
 
 /// How long a round trip may take.
@@ -159,7 +161,10 @@ impl<N: Node> Driven<N> {
                 first.map_or(Ok(Vec::new()), |report| Err(line(&report)))
             }
             ["trip", token] => silent(self.trip(number(token)?)),
-            ref other => self.node.other(other),
+            ref other => match measure::command(&mut self.node, other) {
+                Some(done) => done,
+                None => self.node.other(other),
+            },
         }
     }
 }

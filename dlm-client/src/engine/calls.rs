@@ -403,7 +403,12 @@ fn set_lvb(lock: &mut Lkb, writes: bool, lvb: Option<&Lvb>) {
 }
 
 /// Refuses flags that contradict the operation or each other.
-fn check_flags(operation: &'static str, from: Option<Mode>, mode: Mode, flags: Lkf) -> Result<(), LockError> {
+pub(crate) fn check_flags(
+    operation: &'static str,
+    from: Option<Mode>,
+    mode: Mode,
+    flags: Lkf,
+) -> Result<(), LockError> {
     let foreign = Lkf::CANCEL | Lkf::CONVERT | Lkf::FORCEUNLOCK | Lkf::ORPHAN;
     let bad = flags.intersects(foreign)
         || (from.is_none() && flags.intersects(Lkf::QUECVT | Lkf::CONVDEADLK))

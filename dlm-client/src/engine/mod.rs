@@ -37,6 +37,7 @@ mod waiters;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use calls::check_flags;
 pub use inspect::{LockInfo, LockRole, Queue, ResourceInfo};
 pub use interface::{Config, Level, Member, Output, Start, TimerId};
 pub use state::Engine;

@@ -1,5 +1,7 @@
 //! The cluster: its queue of what happens, links, timers, membership and faults.
 
+mod partition;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -10,6 +12,7 @@ use super::wires::Wires;
 use crate::NodeId;
 use crate::engine::{Config, Engine, Member, Output, Start, TimerId};
 use crate::wire::{LockspaceId, Payload, hash::jhash};
+use partition::Partition;
 
 /// What a run is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Plan {
     pub nodir: bool,
     /// Links are connections that are reset now and then, instead of ones that only stall.
     pub resets: bool,
+    /// Some of the faults are partitions.
+    pub partitions: bool,
 }
 
 /// What came of a run.
@@ -47,6 +52,8 @@ pub struct Outcome {
     pub reads: u64,
     /// Connections that were reset.
     pub resets: u64,
+    /// Partitions.
+    pub partitions: u64,
     /// Error lines of engines.
     pub errors: u64,
     /// What an oracle said, if it did.
@@ -89,6 +96,10 @@ enum Happening {
         round: u64,
         node: NodeId,
     },
+    NoQuorum(NodeId),
+    Together {
+        given_up: bool,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +139,8 @@ struct Cluster {
     recoveries: u64,
     errors: u64,
     resets: u64,
+    partition: Option<Partition>,
+    partitions: u64,
     tail: Vec<String>,
 }
 
@@ -156,6 +169,8 @@ pub fn run(plan: Plan) -> Outcome {
         recoveries: 0,
         errors: 0,
         resets: 0,
+        partition: None,
+        partitions: 0,
         tail: Vec::new(),
         plan,
     };
@@ -168,6 +183,7 @@ pub fn run(plan: Plan) -> Outcome {
         grants: cluster.oracle.grants,
         reads: cluster.oracle.reads,
         resets: cluster.resets,
+        partitions: cluster.partitions,
         errors: cluster.errors,
         wrong: cluster.oracle.wrong.take(),
         tail: cluster.tail,
@@ -230,6 +246,7 @@ impl Cluster {
 
     fn is_settled(&self) -> bool {
         !self.starting
+            && self.partition.is_none()
             && self.oracle.is_quiet()
             && self.engines().all(|(_, engine)| engine.is_running())
             && !self.queue.values().any(|happening| {
@@ -281,10 +298,11 @@ impl Cluster {
         let to = match &happening {
             Happening::Deliver { to, .. } | Happening::Bytes { to, .. } => Some(to.0),
             Happening::Timer { life, .. } => Some(life.0),
-            Happening::Call(node) | Happening::Stop { node, .. } | Happening::Start { node, .. } => {
-                Some(*node)
-            }
-            Happening::Fault | Happening::Mend(..) => None,
+            Happening::Call(node)
+            | Happening::NoQuorum(node)
+            | Happening::Stop { node, .. }
+            | Happening::Start { node, .. } => Some(*node),
+            Happening::Fault | Happening::Mend(..) | Happening::Together { .. } => None,
         };
         if let Some(node) = to.and_then(|to| self.nodes.get(&to))
             && node.frozen_until > self.now
@@ -317,6 +335,8 @@ impl Cluster {
             Happening::Fault => self.fault(),
             Happening::Stop { round, node } => self.stop(round, node),
             Happening::Start { round, node } => self.start(round, node),
+            Happening::NoQuorum(node) => self.no_quorum(node),
+            Happening::Together { given_up } => self.together(given_up),
         }
     }
 
@@ -374,8 +394,9 @@ impl Cluster {
             1..=10 => self.rng.below(20_000),
             _ => self.rng.below(400),
         };
+        let open = self.cut_until(from.0, to.0).unwrap_or(0).max(self.now);
         let last = self.links.entry((from, to)).or_default();
-        *last = self.now.saturating_add(1).saturating_add(delay).max(*last);
+        *last = open.saturating_add(1).saturating_add(delay).max(*last);
         *last
     }
 
@@ -577,6 +598,11 @@ impl Cluster {
         if self.faults >= self.plan.faults {
             return;
         }
+        if self.partition.is_some() {
+            // Nobody comes or goes meanwhile: no membership would be agreed on.
+            self.later(200_000, Happening::Fault);
+            return;
+        }
         self.faults = self.faults.saturating_add(1);
         let alive: Vec<NodeId> = self.members.keys().copied().collect();
         let dead: Vec<NodeId> = self
@@ -585,7 +611,9 @@ impl Cluster {
             .filter(|node| !self.members.contains_key(node))
             .copied()
             .collect();
-        match self.rng.below(8) {
+        let kinds = if self.plan.partitions { 12 } else { 8 };
+        match self.rng.below(kinds) {
+            8..=11 if alive.len() > 1 => self.split(),
             0..=2 if alive.len() > 1 => {
                 let victims = 1 + self.rng.below(u64::try_from(alive.len()).unwrap_or(1) - 1);
                 let victims = if self.rng.one_in(3) { victims } else { 1 };

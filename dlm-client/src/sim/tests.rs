@@ -9,6 +9,7 @@ fn plan(seed: u64) -> Plan {
         faults: seed % 7,
         nodir: seed % 11 == 10,
         resets: seed % 3 == 1,
+        partitions: seed % 5 < 2,
     }
 }
 
@@ -28,7 +29,7 @@ fn seeds(share: u64) {
     let all = std::env::var("DLM_SIM_SEEDS").unwrap_or_else(|_| "0..2000".to_owned());
     let (first, last) = all.split_once("..").expect("first..last");
     let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
-    let (mut runs, mut recoveries, mut grants, mut reads, mut resets) = (0, 0, 0, 0, 0);
+    let (mut runs, mut recoveries, mut grants, mut reads, mut resets, mut partitions) = (0, 0, 0, 0, 0, 0);
     for seed in (first..last).filter(|seed| seed % SHARES == share) {
         let outcome = check(plan(seed));
         runs += 1;
@@ -36,12 +37,15 @@ fn seeds(share: u64) {
         grants += outcome.grants;
         reads += outcome.reads;
         resets += outcome.resets;
+        partitions += outcome.partitions;
     }
     println!(
-        "{runs} runs, {recoveries} recoveries, {grants} grants, {reads} value blocks compared, {resets} resets"
+        "{runs} runs, {recoveries} recoveries, {grants} grants, {reads} value blocks compared, {resets} resets, \
+         {partitions} partitions"
     );
     if runs > 20 {
         assert!(recoveries > runs && grants > 100 * runs && reads > 10 * runs && resets > runs / 2);
+        assert!(partitions > runs / 10);
     }
 }
 
