@@ -30,8 +30,13 @@ fn long() -> bool {
     std::env::var_os("DLM_LONG").is_some()
 }
 
+/// `DLM_LONG=6.1` and `DLM_LONG=6.12` are one half of the long run each.
 fn kernels() -> &'static [Kernel] {
-    if long() { &Kernel::ALL } else { &[Kernel::V6_12] }
+    match std::env::var("DLM_LONG").as_deref() {
+        Err(_) | Ok("6.12") => &[Kernel::V6_12],
+        Ok("6.1") => &[Kernel::V6_1],
+        Ok(_) => &Kernel::ALL,
+    }
 }
 
 /// The line that ends with the slots of the last recovery, as node ids by slot.
