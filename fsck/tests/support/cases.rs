@@ -67,6 +67,10 @@ pub(crate) const CASES: &[Case] = cases! {
     "inum renamed": m => poke_name(m, m.master(""), b"inum", b"inux") => [SystemFileMissing, EntryHash];
     "rindex renamed": m => poke_name(m, m.master(""), b"rindex", b"rindey") => [SystemFileMissing, Rindex, EntryHash];
     "statfs too short": _ => "set dinode(master:/statfs).di_size = 3" => [SystemFile];
+    "statfs too long": _ => "set dinode(master:/statfs).di_size = 700" => [SystemFile];
+    "inum too long": _ => "set dinode(master:/inum).di_size = 700" => [SystemFile];
+    "a node's numbers too long": _ => "set dinode(master:/per_node/inum_range0).di_size = 700" => [SystemFile];
+    "a node's statfs too long": _ => "set dinode(master:/per_node/statfs_change1).di_size = 700" => [SystemFile];
     "a node's file renamed": m => poke_name(m, m.master("per_node"), b"inum_range1", b"inum_rangeX")
         => [PerNodeMissing, EntryHash];
     "quota change header": m => format!("zero block {}", m.pointer(m.top(m.master("per_node/quota_change0"), 0), 0))
