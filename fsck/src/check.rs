@@ -81,7 +81,7 @@ const fn held(kind: Kind) -> &'static str {
         Kind::NotADinode => "an inode that can be read",
         Kind::IndirectType => "a block of pointers that can be read",
         Kind::LeafBlock => "a leaf of the directory that can be read",
-        Kind::HashBlock => "a block of the directory's hash table that can be read",
+        Kind::HashBlock | Kind::TableEnd => "a block of the directory's hash table that can be read",
         Kind::EaBlock => "a block of extended attributes that can be read",
         Kind::RgrpHeader => "the header of a resource group that can be read",
         Kind::RgrpBitmap => "a bitmap that can be read",

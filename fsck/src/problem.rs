@@ -216,6 +216,8 @@ kinds! {
     TableSize, "D15", Error, "the directory's size does not fit its depth";
     /// A block of the hash table is none.
     HashBlock, "D10", Error, "the block is no block of a hash table";
+    /// A pointer of the hash table's tree behind the end of the table.
+    TableEnd, "D10", Error, "a pointer behind the end of the directory's hash table leads to no hash block";
     /// The format of a leaf's entries is unknown.
     LeafFormat, "D17", Error, "the format of the leaf's entries is unknown";
     /// A name twice.
@@ -257,6 +259,8 @@ pub struct Problem {
     pub blocks: u64,
     /// The field as spelled in `gfs2_ondisk.h`, or what else holds the value found.
     pub field: &'static str,
+    /// Which of the block's pointers it is, counted from 0, where it is one.
+    pub place: Option<u64>,
     /// Another inode concerned.
     pub other: Option<BlockAddr>,
     /// A path of that one.
@@ -286,6 +290,7 @@ impl Problem {
             block,
             blocks: 1,
             field,
+            place: None,
             other: None,
             other_path: None,
             name: None,
@@ -320,6 +325,13 @@ impl Problem {
         self
     }
 
+    /// In this one of the block's pointers.
+    #[must_use]
+    pub const fn at(mut self, place: u64) -> Self {
+        self.place = Some(place);
+        self
+    }
+
     /// Of so many blocks.
     #[must_use]
     pub const fn spanning(mut self, blocks: u64) -> Self {
@@ -334,6 +346,7 @@ impl Problem {
             && self.other == next.other
             && self.name == next.name
             && self.field == next.field
+            && self.place == next.place
             && self.found == next.found
             && self.expected == next.expected
             && self.block.checked_add(self.blocks) == Some(next.block)
@@ -356,14 +369,11 @@ impl fmt::Display for Problem {
         if let Some(name) = &self.name {
             write!(f, "\"{}\": ", name.escape_ascii())?;
         }
-        write!(
-            f,
-            "{}: {} is {}, expected {}",
-            self.kind.text(),
-            self.field,
-            self.found,
-            self.expected
-        )?;
+        write!(f, "{}: {}", self.kind.text(), self.field)?;
+        if let Some(place) = self.place {
+            write!(f, " {place}")?;
+        }
+        write!(f, " is {}, expected {}", self.found, self.expected)?;
         match (self.other, &self.other_path) {
             (Some(other), Some(path)) => write!(f, " (other inode: {other}, {})", path.escape_ascii()),
             (Some(other), None) => write!(f, " (other inode: {other})"),
@@ -395,6 +405,12 @@ mod tests {
             placed
                 .to_string()
                 .starts_with("D6: inode 400 (/a b/\\n): block 500: ")
+        );
+        let beyond = Problem::new(Kind::TableEnd, at, "pointer", 7, Expected::Value(0)).at(97);
+        assert!(
+            beyond
+                .to_string()
+                .ends_with(": pointer 97 is 7, expected 0 (0x0)")
         );
         let leaked = Problem::new(Kind::Leaked, at, "block state", 1, Expected::Value(0)).spanning(10);
         assert!(leaked.to_string().starts_with("I7: blocks 500 to 509: "));

@@ -259,6 +259,7 @@ fn finding(problem: &Problem) -> Value {
         "blocks": problem.blocks,
         "name": text(&problem.name),
         "field": problem.field,
+        "pointer": problem.place,
         "found": problem.found,
         "expected": problem.expected.to_string(),
         "other": problem.other.map(|other| other.get()),

@@ -19,7 +19,7 @@ use gfs2_fsck::Kind::{self, *};
 use gfs2_fsck::{Class, Collect, Outcome, Policy, check};
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use support::cases::{CASES, IMAGE};
+use support::cases::{CASES, IMAGE, table_blocks};
 use support::{Map, fixture};
 
 fn look(device: &MemDevice, policy: &Policy) -> (Outcome, Collect) {
@@ -204,6 +204,30 @@ fn findings_name_the_paths_of_their_inodes() {
         both,
         BTreeSet::from([Some("/data/f4k".to_owned()), Some("/data/jd".to_owned())])
     );
+}
+
+#[test]
+fn a_pointer_behind_the_end_of_a_hash_table_is_named_exactly() {
+    let image = fixture(IMAGE);
+    let map = Map::new(&image);
+    let (big, blocks) = (map.path("big"), table_blocks(&map) as u64);
+    let targets = [
+        (blocks, map.top(map.path("data/f4k"), 1)),
+        (blocks + 4, map.path("names")),
+    ];
+    for (place, target) in targets {
+        damage::run(&format!("set pointer(/big, {place}) = {target}"), &image).unwrap();
+    }
+    let (_, found) = look(&image, &Policy::read_only());
+    let mut told: Vec<String> = found.problems.iter().map(ToString::to_string).collect();
+    told.sort();
+    let wanted = targets.map(|(place, target)| {
+        format!(
+            "D10: inode {big} (/big): block {big}: a pointer behind the end of the directory's hash table leads to no \
+             hash block: pointer {place} is {target}, expected 0 (0x0)"
+        )
+    });
+    assert_eq!(told, wanted);
 }
 
 /// A budget that is too small is no reason to say less, but it is said.

@@ -15,12 +15,14 @@ mod support;
 use gfs2_format::damage;
 use gfs2_format::device::OpenOptions;
 use gfs2_format::dir::{Cookie, Entry, read_from};
-use gfs2_format::ondisk::Dinode;
+use gfs2_format::ondisk::{BlockState, DINODE_SIZE, Dinode};
 use gfs2_format::volume::{DeviceReader, resolve_path};
 use gfs2_format::{BlockRead, Volume};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use support::Map;
+use support::cases::table_blocks;
 
 #[track_caller]
 fn need_reference() {
@@ -140,6 +142,39 @@ fn what_we_replayed_satisfies_the_reference() {
         assert_eq!(repaired.status.code(), Some(1), "{name}");
         agree(&image, 0, name);
     }
+}
+
+/// A hash block behind the end of a hash table: what a doubling leaves that found no room for all of the table. The
+/// reference finds no fault with it, and neither do we: it stays.
+#[test]
+fn a_hash_block_behind_the_table_is_no_damage() {
+    need_reference();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let device = support::fixture("clean1k");
+    let map = Map::new(&device);
+    let (big, blocks, block) = (map.path("big"), table_blocks(&map), map.blank(BlockState::Free));
+    let script = format!(
+        "copy block {} to block {block}\nset pointer(/big, {blocks}) = {block}",
+        map.top(big, 0)
+    );
+    damage::run(&script, &device).unwrap();
+    support::save(&device, &image);
+    // The bitmap and the counts do not know of the block yet; that is repaired, and all there is to repair.
+    let repaired = Command::new(env!("CARGO_BIN_EXE_fsck-gfs2"))
+        .arg("-y")
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert_eq!(repaired.status.code(), Some(1), "{repaired:?}");
+    agree(&image, 0, "a hash block more");
+    let device = OpenOptions::new().read_only(true).open(&image).unwrap();
+    let volume = Volume::open(&device).unwrap();
+    let found = DeviceReader::new(&device, &volume.geometry)
+        .read(gfs2_format::BlockAddr::new(big))
+        .unwrap();
+    let at = DINODE_SIZE + blocks * 8;
+    assert_eq!(found[at..at + 8], block.to_be_bytes());
 }
 
 /// The formal numbers of an entry, if there is one, and of its inode.

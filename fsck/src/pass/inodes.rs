@@ -36,6 +36,8 @@ pub(crate) struct Active {
     pub(crate) addr: BlockAddr,
     is_dir: bool,
     is_exhash: bool,
+    /// Blocks of the hash table, if this has one whose size is known.
+    table: Option<u64>,
     /// Blocks owned, as counted.
     pub(crate) blocks: u64,
     /// `di_blocks`.
@@ -45,8 +47,10 @@ pub(crate) struct Active {
 /// What a metadata block on the stack is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
-    /// Indirect block with so many levels below it (1: it points to data).
-    Indirect(u16),
+    /// Indirect block with so many levels below it (1: it points to data), and which pointer of its level is its first.
+    Indirect(u16, u64),
+    /// Of a hashed directory: behind the end of its table. Where it is pointed to, by which pointer.
+    Beyond(BlockAddr, u64),
     /// List of xattr blocks.
     EaList,
     /// Xattr block.
@@ -199,7 +203,13 @@ impl Check<'_> {
     /// Looks at what waits on the stack, and at everything below it.
     fn walk_down(&mut self, reader: &mut Reader<'_>, walk: &mut Walk) {
         while !walk.stack.is_empty() {
-            let last = |task: &&Task| matches!(task.what, What::Indirect(1) | What::EaValue);
+            // Pointers behind the end of a hash table are the exception: each of them is looked at.
+            let table = |task: &Task| walk.active.get(task.owner).is_some_and(|a| a.table.is_some());
+            let last = |task: &&Task| match task.what {
+                What::Indirect(1, _) => !table(task),
+                What::EaValue | What::Beyond(..) => true,
+                _ => false,
+            };
             let last = walk.stack.iter().rev().take(LAST_BLOCKS).take_while(last).count();
             let keep = walk.stack.len().saturating_sub(last.max(BLOCKS));
             let mut tasks = walk.stack.split_off(keep);
@@ -216,8 +226,13 @@ impl Check<'_> {
                 match bytes {
                     Ok(bytes) => self.metadata(walk, *task, inode, bytes),
                     Err(e) => {
+                        // Nobody knows what it is: it stays as it is.
+                        if let What::Beyond(at, _) = task.what {
+                            self.claim_hash_block(walk, *task, at);
+                        }
                         let kind = match task.what {
-                            What::Indirect(_) => Kind::IndirectType,
+                            What::Indirect(..) => Kind::IndirectType,
+                            What::Beyond(..) => Kind::TableEnd,
                             What::EaList | What::Ea | What::EaValue => Kind::EaBlock,
                         };
                         self.error(kind, Some(inode), task.block, e);
@@ -229,19 +244,15 @@ impl Check<'_> {
 
     fn metadata(&mut self, walk: &mut Walk, task: Task, inode: BlockAddr, bytes: &[u8]) {
         let kind = match task.what {
-            What::Indirect(below) => {
+            What::Indirect(below, start) => {
                 if let Err(e) = MetaHeader::check(bytes, task.block, MetaType::In) {
                     self.inodes.spoil(inode);
                     return self.error(Kind::IndirectType, Some(inode), task.block, &e);
                 }
-                return self.follow(
-                    walk,
-                    task.owner,
-                    task.block,
-                    pointers(bytes, META_HEADER_SIZE),
-                    below,
-                );
+                let below_it = pointers(bytes, META_HEADER_SIZE);
+                return self.follow(walk, (task.owner, task.block), below_it, below, start);
             }
+            What::Beyond(at, place) => return self.beyond(walk, task, at, place, bytes),
             What::EaList => MetaType::In,
             What::Ea => MetaType::Ea,
             What::EaValue => MetaType::Ed,
@@ -252,18 +263,40 @@ impl Check<'_> {
         match task.what {
             What::EaList => self.ea_list(walk, task, bytes),
             What::Ea => self.ea_block(walk, task, bytes),
-            What::Indirect(_) | What::EaValue => {}
+            What::Indirect(..) | What::Beyond(..) | What::EaValue => {}
         }
     }
 
-    /// Claims what a dinode or indirect block points to; `below`: levels below that block.
+    /// Looks at a block behind the end of a hash table. A hash block may be there: the kernel leaves those it had when
+    /// there was no room for all of a table of twice the size. Anything else is not the directory's.
+    fn beyond(&mut self, walk: &mut Walk, task: Task, at: BlockAddr, place: u64, bytes: &[u8]) {
+        if MetaHeader::check(bytes, task.block, MetaType::Jd).is_ok() {
+            return self.claim_hash_block(walk, task, at);
+        }
+        let Some(active) = walk.active.get(task.owner) else {
+            return;
+        };
+        let raw = task.block.get();
+        let problem = Problem::new(Kind::TableEnd, at, "pointer", raw, Expected::Value(0));
+        self.found(problem.of(active.addr).at(place));
+    }
+
+    fn claim_hash_block(&mut self, walk: &mut Walk, task: Task, at: BlockAddr) {
+        if let Some(active) = walk.active.get_mut(task.owner) {
+            self.claim(active.addr, Role::Hash, task.block.get(), at);
+            active.blocks = active.blocks.saturating_add(1);
+        }
+    }
+
+    /// Claims what a dinode or indirect block of an inode points to; `below`: levels below that block; `start`: which
+    /// pointer of its level is its first.
     fn follow(
         &mut self,
         walk: &mut Walk,
-        owner: usize,
-        at: BlockAddr,
+        (owner, at): (usize, BlockAddr),
         pointers: impl Iterator<Item = u64>,
         below: u16,
+        start: u64,
     ) {
         let Some(active) = walk.active.get_mut(owner) else {
             return;
@@ -273,7 +306,15 @@ impl Check<'_> {
             1 => Role::Data,
             _ => Role::Indirect,
         };
-        for raw in pointers.filter(|raw| *raw != 0) {
+        let table = active.table.filter(|_| below == 1).unwrap_or(u64::MAX);
+        for (n, raw) in (0u64..).zip(pointers).filter(|(_, raw)| *raw != 0) {
+            let place = start.saturating_add(n);
+            let block = BlockAddr::new(raw);
+            if place >= table && self.observed.locate(block).is_some() {
+                let what = What::Beyond(at, n);
+                walk.stack.push(Task { block, owner, what });
+                continue;
+            }
             let claim = self.claim(active.addr, role, raw, at);
             if claim == Claim::Nowhere {
                 self.inodes.spoil(active.addr);
@@ -281,11 +322,8 @@ impl Check<'_> {
                 active.blocks = active.blocks.saturating_add(1);
             }
             if claim == Claim::First && below > 1 {
-                walk.stack.push(Task {
-                    block: BlockAddr::new(raw),
-                    owner,
-                    what: What::Indirect(below - 1),
-                });
+                let what = What::Indirect(below - 1, place.saturating_mul(self.geometry.inptrs()));
+                walk.stack.push(Task { block, owner, what });
             }
         }
     }
@@ -330,13 +368,14 @@ impl Check<'_> {
             addr,
             is_dir: di.is_dir(),
             is_exhash,
+            table: is_exhash.then(|| self.table_blocks(di)).flatten(),
             blocks: 1,
             claimed: di.blocks.get(),
         });
         let height = di.height.get();
         if height > 0 {
             let top = pointers(bytes, DINODE_SIZE).take(self.geometry.diptrs() as usize);
-            self.follow(walk, owner, addr, top, height);
+            self.follow(walk, (owner, addr), top, height, 0);
         }
         let eattr = di.eattr.get();
         if eattr != 0 {
@@ -348,6 +387,14 @@ impl Check<'_> {
             };
             self.claim_xattr(walk, owner, addr, eattr, role, what);
         }
+    }
+
+    /// Blocks of a directory's hash table. Not where size and depth contradict each other, and not of a table that
+    /// belongs into the dinode: what seem to be pointers to hash blocks are its slots then.
+    fn table_blocks(&self, di: &Dinode) -> Option<u64> {
+        let bytes = 8u64.checked_shl(u32::from(di.depth.get()))?;
+        let known = di.is_dir() && di.size.get() == bytes && bytes > self.geometry.max_stuffed();
+        known.then(|| bytes.div_ceil(self.geometry.jbsize()))
     }
 
     /// A block that is no inode after all: nobody misses it, but a pointer to it is no surprise.

@@ -7,8 +7,8 @@ use crate::pass::tree::{leaf_pointers, list_blocks};
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
 use gfs2_format::ondisk::{
-    DINODE_SIZE, Dinode, DinodeFlags, FileType, LEAF_SIZE, Leaf, MetaHeader, MetaType, RINDEX_SIZE,
-    StatfsChange, Superblock, view,
+    DINODE_SIZE, Dinode, DinodeFlags, FileType, InumRange, LEAF_SIZE, Leaf, MetaHeader, MetaType,
+    RINDEX_SIZE, StatfsChange, Superblock, view,
 };
 use gfs2_format::{BlockAddr, Error, Expected, Geometry, InodeNum};
 use std::collections::{BTreeMap, HashSet};
@@ -154,7 +154,12 @@ impl Check<'_> {
         ];
         for (name, kind) in files {
             match system.file(name) {
-                Some(addr) => self.system_file(reader, addr, name, kind),
+                Some(addr) => {
+                    self.system_file(reader, addr, name, kind);
+                    if name == "inum" {
+                        self.record_file(reader, addr, name, size_of::<u64>());
+                    }
+                }
                 None => {
                     let expected = Expected::Rule("an entry in the master directory");
                     let master = sb.master_dir.num().addr;
@@ -244,6 +249,7 @@ impl Check<'_> {
                 };
                 self.system_file(reader, addr, &name, FileType::Regular);
                 match prefix {
+                    "inum_range" => drop(self.record_file(reader, addr, &name, size_of::<InumRange>())),
                     "statfs_change" => self.local_statfs(reader, addr, &name),
                     "quota_change" => self.quota_change(reader, addr, &name),
                     _ => {}
@@ -266,24 +272,36 @@ impl Check<'_> {
         }
     }
 
-    /// The record of a statfs file: stuffed, 24 bytes.
+    /// The record of a statfs file.
     fn statfs_record(
         &mut self,
         reader: &mut Reader<'_>,
         addr: BlockAddr,
         name: &str,
     ) -> Option<StatfsChange> {
+        let loaded = self.record_file(reader, addr, name, size_of::<StatfsChange>())?;
+        view::<StatfsChange>(&loaded.bytes, DINODE_SIZE, addr)
+            .ok()
+            .copied()
+    }
+
+    /// A file of one record: stuffed, and of just that size. Other tools read as much as the size says.
+    fn record_file(
+        &mut self,
+        reader: &mut Reader<'_>,
+        addr: BlockAddr,
+        name: &str,
+        record: usize,
+    ) -> Option<Loaded> {
         let loaded = load(reader, &self.geometry, addr).ok()?;
         let (height, size) = (loaded.dinode.height.get(), loaded.dinode.size.get());
-        let record = size_of::<StatfsChange>() as u64;
+        let record = record as u64;
         let (field, found, expected) = if height != 0 {
             ("di_height", u64::from(height), Expected::Value(0))
-        } else if size < record {
+        } else if size != record {
             ("di_size", size, Expected::Value(record))
         } else {
-            return view::<StatfsChange>(&loaded.bytes, DINODE_SIZE, addr)
-                .ok()
-                .copied();
+            return Some(loaded);
         };
         let problem = Problem::new(Kind::SystemFile, addr, field, found, expected);
         self.found(problem.of(addr).named(name.as_bytes()));

@@ -43,6 +43,15 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
                 return Ok(Verdict::Gone);
             }
         }
+        (Kind::TableEnd, _) => {
+            // The same block may stand in a place of the table, too: only this pointer is too many.
+            let mut slots = slots_to(edit, at, problem.found)?;
+            slots.retain(|slot| slot.block == problem.block && Some(slot.place as u64) == problem.place);
+            let Some(slot) = slots.pop() else {
+                return Ok(Verdict::Gone);
+            };
+            set_slot(edit, slot, 0)?;
+        }
         (Kind::IndirectType, _) => {
             let slots = slots_to(edit, at, problem.block.get())?;
             if slots.is_empty() {

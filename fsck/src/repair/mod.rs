@@ -115,7 +115,7 @@ pub(crate) const fn plan(kind: Kind) -> Option<(Phase, &'static str)> {
         DinodeBlocks => (Phase::Inodes, "Okay to fix the block count for the inode?"),
         DinodeGoal => (Phase::Inodes, "Fix goal block in inode?"),
         DinodeHeight | DinodeSize | DinodeFlags => (Phase::Inodes, "Fix the inode?"),
-        Pointer | IndirectType => (Phase::Inodes, "Zero the block pointer?"),
+        Pointer | IndirectType | TableEnd => (Phase::Inodes, "Zero the block pointer?"),
         NotMarked | DinodeNotMarked | NotADinode => (Phase::Inodes, "Fix the bitmap?"),
         Unlinked => (Phase::Inodes, "Clear the unlinked block?"),
         EaBlock | EaRecord | EaName | EaType | EaPointers | EaLast | EaPointer | EaGap => {
@@ -189,7 +189,7 @@ fn dispatch(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         Rindex | RindexEntry | RindexMissing | RindexSize | RgrpHeader | RgrpBitmap | RgrpField | RgrpCrc
         | RgrpSkip | RgrpCount => rgrps::repair(edit, problem),
         DinodeAddress | DinodeFormal | DinodeMode | DinodeBlocks | DinodeGoal | DinodeHeight | DinodeSize
-        | DinodeFlags | Pointer | IndirectType => inodes::repair(edit, problem),
+        | DinodeFlags | Pointer | IndirectType | TableEnd => inodes::repair(edit, problem),
         Unlinked => unlinked::repair(edit, problem),
         NotMarked | DinodeNotMarked | NotADinode | Leaked => bitmaps::repair(edit, problem),
         EaBlock | EaRecord | EaName | EaType | EaPointers | EaLast | EaPointer | EaGap => {
@@ -226,7 +226,7 @@ pub(crate) fn carry_out(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
 fn key(problem: &Problem) -> u64 {
     let mut hasher = DefaultHasher::new();
     (problem.kind, problem.inode, problem.block, problem.other).hash(&mut hasher);
-    (problem.field, &problem.name).hash(&mut hasher);
+    (problem.field, problem.place, &problem.name).hash(&mut hasher);
     hasher.finish()
 }
 

@@ -14,6 +14,8 @@ pub(super) struct Slot {
     pub(super) block: BlockAddr,
     /// Byte in that block.
     pub(super) offset: usize,
+    /// Which of that block's pointers it is.
+    pub(super) place: usize,
     /// It points to data (of a directory: to a block of the hash table).
     pub(super) data: bool,
 }
@@ -37,7 +39,12 @@ pub(super) fn slots_to(edit: &Editor<'_>, inode: BlockAddr, target: u64) -> Resu
             for (n, raw) in crate::pass::tree::pointers(&bytes, head).enumerate() {
                 if raw == target {
                     let offset = head.saturating_add(n.saturating_mul(8));
-                    found.push(Slot { block, offset, data });
+                    found.push(Slot {
+                        block,
+                        offset,
+                        place: n,
+                        data,
+                    });
                 }
                 if !data && raw != 0 && raw < edit.geometry().end() && seen.insert(raw) {
                     below.push(BlockAddr::new(raw));
@@ -66,22 +73,19 @@ pub(super) fn clear_in_block(edit: &mut Editor<'_>, block: BlockAddr, raw: u64) 
         Ok(_) => DINODE_SIZE,
         Err(_) => META_HEADER_SIZE,
     };
-    let places: Vec<usize> = crate::pass::tree::pointers(&bytes, head)
+    let places: Vec<(usize, usize)> = crate::pass::tree::pointers(&bytes, head)
         .enumerate()
         .filter(|(_, found)| *found == raw)
-        .map(|(n, _)| head.saturating_add(n.saturating_mul(8)))
+        .map(|(n, _)| (n, head.saturating_add(n.saturating_mul(8))))
         .collect();
-    for offset in &places {
-        let data = false;
-        set_slot(
-            edit,
-            Slot {
-                block,
-                offset: *offset,
-                data,
-            },
-            0,
-        )?;
+    for (place, offset) in places.iter().copied() {
+        let slot = Slot {
+            block,
+            offset,
+            place,
+            data: false,
+        };
+        set_slot(edit, slot, 0)?;
     }
     Ok(!places.is_empty())
 }

@@ -67,6 +67,10 @@ pub(crate) const CASES: &[Case] = cases! {
     "inum renamed": m => poke_name(m, m.master(""), b"inum", b"inux") => [SystemFileMissing, EntryHash];
     "rindex renamed": m => poke_name(m, m.master(""), b"rindex", b"rindey") => [SystemFileMissing, Rindex, EntryHash];
     "statfs too short": _ => "set dinode(master:/statfs).di_size = 3" => [SystemFile];
+    "statfs too long": _ => "set dinode(master:/statfs).di_size = 700" => [SystemFile];
+    "inum too long": _ => "set dinode(master:/inum).di_size = 700" => [SystemFile];
+    "a node's numbers too long": _ => "set dinode(master:/per_node/inum_range0).di_size = 700" => [SystemFile];
+    "a node's statfs too long": _ => "set dinode(master:/per_node/statfs_change1).di_size = 700" => [SystemFile];
     "a node's file renamed": m => poke_name(m, m.master("per_node"), b"inum_range1", b"inum_rangeX")
         => [PerNodeMissing, EntryHash];
     "quota change header": m => format!("zero block {}", m.pointer(m.top(m.master("per_node/quota_change0"), 0), 0))
@@ -225,6 +229,17 @@ pub(crate) const CASES: &[Case] = cases! {
     "leaf entries": m => format!("set leaf(block {}).lf_entries = 99", halves(m, "data").0) => [LeafCount];
     "table size": _ => "set dinode(/data).di_size = 1024" => [TableSize, DinodeSize];
     "hash block": m => format!("zero block {}", m.top(m.path("big"), 0)) => [HashBlock, Leaked, EmptyOrphan];
+    "hash table's tree too long": m => format!("set pointer(/big, {}) = {}", table_blocks(m) + 3,
+        m.blank(BlockState::Free)) => [TableEnd];
+    "hash table's tree into a file": m => format!("set pointer(/big, {}) = {}", table_blocks(m),
+        m.top(m.path("data/f4k"), 1)) => [TableEnd];
+    "hash table's tree with a block more": m => {
+        let block = m.blank(BlockState::Free);
+        let (bits, blocks) = (format!("bitmap block {block} = used"), di_blocks(m, m.path("big")) + 1);
+        format!("set pointer(/big, {}) = {block}\n{bits}\nset dinode(/big).di_blocks = {blocks}", table_blocks(m))
+    } => [TableEnd, Leaked, DinodeBlocks, RgrpCount, Statfs];
+    "hash table's tree too long, below an indirect block": m => one_level_more(m)
+        => [TableEnd, RgrpCount, Statfs];
     "leaf format": m => format!("set leaf(block {}).lf_dirent_format = 7", halves(m, "data").0) => [LeafFormat];
     "name twice": m => {
         let rename = poke_name(m, m.path("perm"), b"m0755", b"m0644");
@@ -243,6 +258,44 @@ pub(crate) const CASES: &[Case] = cases! {
     "link count": _ => "set dinode(/links/t).di_nlink = 9" => [LinkCount];
     "link count of a directory": _ => "set dinode(/deep).di_nlink = 9" => [LinkCount];
 };
+
+/// Blocks of the hash table of the large directory: the first pointer behind them is none.
+pub(crate) fn table_blocks(map: &Map<'_>) -> usize {
+    let big = map.path("big");
+    let blocks = (0..).take_while(|n| map.top(big, *n) != 0).count();
+    assert!(blocks > 1, "{blocks}");
+    blocks
+}
+
+/// Puts an indirect block between the large directory and its hash blocks, and a pointer too many into it.
+fn one_level_more(map: &Map<'_>) -> String {
+    let (big, blocks) = (map.path("big"), table_blocks(map));
+    let indirect = map.blank(BlockState::Free);
+    let mut pointers: Vec<u64> = (0..blocks).map(|n| map.top(big, n)).collect();
+    pointers.extend([0, 0, map.top(map.path("data/f4k"), 1)]);
+    let mut script = format!(
+        "poke block {indirect} at 0 hex:0116197000000005{:016x}000001f400000000",
+        0
+    );
+    pointers.iter().for_each(|block| {
+        let _ = write!(script, "{block:016x}");
+    });
+    for n in 0..blocks {
+        let _ = write!(
+            script,
+            "\nset pointer(/big, {n}) = {}",
+            if n == 0 { indirect } else { 0 }
+        );
+    }
+    script.push('\n');
+    let _ = writeln!(script, "bitmap block {indirect} = used");
+    let _ = writeln!(script, "set dinode(/big).di_blocks = {}", di_blocks(map, big) + 1);
+    script + "set dinode(/big).di_height = 2"
+}
+
+fn di_blocks(map: &Map<'_>, dinode: u64) -> u64 {
+    u64::from_be_bytes(map.block(dinode)[64..72].try_into().unwrap())
+}
 
 fn formal(map: &Map<'_>, dinode: u64) -> u64 {
     u64::from_be_bytes(map.block(dinode)[24..32].try_into().unwrap())
