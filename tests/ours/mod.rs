@@ -53,6 +53,15 @@ pub fn mkfs(image: &Path, args: &[&str]) {
     assert!(output.status.success(), "mkfs {args:?}: {}", errors(&output));
 }
 
+/// Is this what is said of a mount whose daemon is dead? ECANCELED and EINTR: the kernel had given the request to a
+/// thread of a ring that was being ended, by io_uring's own end or while the thread's memory was looked up.
+pub fn is_of_the_dead(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED | libc::EINTR)
+    )
+}
+
 /// A mount of ours; dropped, it is unmounted by force.
 #[derive(Debug)]
 pub struct Mount {
