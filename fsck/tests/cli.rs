@@ -423,6 +423,12 @@ fn a_volume_in_use_is_not_repaired() {
     assert_eq!(run(&["-y"], &image).code, 16);
     assert_eq!(run(&["-n"], &image).code, 0, "looking is allowed");
     drop(holder);
+    // Another test that starts a program has the lock, too, between its fork and its exec.
+    let free = || OpenOptions::new().exclusive(true).open(&image).is_ok();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !free() && std::time::Instant::now() < end {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     assert_eq!(run(&["-y"], &image).code, 0);
 }
 
