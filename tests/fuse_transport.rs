@@ -298,6 +298,16 @@ fn pid(child: &Child) -> rustix::process::Pid {
     rustix::process::Pid::from_child(child)
 }
 
+/// How many of these files say what.
+fn count_contents(paths: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for path in paths {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        *counts.entry(text).or_default() += 1;
+    }
+    counts
+}
+
 fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
     let rig = Rig::new(transport, false, false);
     fs::create_dir(rig.join("held")).unwrap();
@@ -313,12 +323,15 @@ fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
             .all(|child| matches!(child.try_wait(), Ok(None)))
     {
         if Instant::now() > end {
-            let asleep =
-                |child: &Child| fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap_or_default();
-            let wait: Vec<_> = waiting.iter().map(asleep).collect();
+            let asleep = waiting.iter().map(|child| format!("/proc/{}/wchan", child.id()));
+            let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+            let threads = threads.map(|thread| thread.path().join("wchan").display().to_string());
             panic!(
-                "{} of ninety requests wait, processes in {wait:?}",
-                rig.waits() - before
+                "{} of ninety requests wait; the processes in {:?}, our threads in {:?}; requests so far {:?}",
+                rig.waits() - before,
+                count_contents(asleep),
+                count_contents(threads),
+                rig.started().notifications.counters().snapshot()
             );
         }
         std::thread::sleep(Duration::from_millis(2));

@@ -149,7 +149,7 @@ pub fn serve(
     let rings = agreed
         .flags
         .contains(InitFlags::OVER_IO_URING)
-        .then(|| Rings::start(&crew));
+        .then(|| Rings::start(&crew, &target));
     ready();
     let result = crew.run();
     if let Some(rings) = rings {
