@@ -89,6 +89,7 @@ pub(super) fn start(kernel: Arc<dyn Kernel>, shared: Arc<Shared>) -> Result<(), 
                 .run(),
                 Err(error) => shared.fatal(error),
             }
+            shared.closed.set();
             shared.sender.close();
         })
         .map(|_detached| ())
