@@ -139,6 +139,7 @@ impl Rig {
             ttl: TTL,
             cache_dirs: true,
             writeback_cache,
+            busy_poll: Duration::ZERO,
         };
         let server = Self::serve(Arc::clone(&started), mounted, options);
         Self {
@@ -298,6 +299,30 @@ fn pid(child: &Child) -> rustix::process::Pid {
     rustix::process::Pid::from_child(child)
 }
 
+fn counted(what: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for one in what {
+        *counts.entry(one).or_default() += 1;
+    }
+    counts
+}
+
+/// The threads of this process, by name, the processor they stay on, and where in the kernel they are.
+fn threads() -> BTreeMap<String, usize> {
+    let tasks = fs::read_dir("/proc/self/task").expect("our threads").flatten();
+    counted(tasks.map(|task| {
+        let of = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let (name, place, syscall) = (of("comm"), of("wchan"), of("syscall"));
+        let number = syscall
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .trim_end()
+            .to_owned();
+        format!("{} {place} {number}", name.trim_end())
+    }))
+}
+
 fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
     let rig = Rig::new(transport, false, false);
     fs::create_dir(rig.join("held")).unwrap();
@@ -315,10 +340,12 @@ fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
         if Instant::now() > end {
             let asleep =
                 |child: &Child| fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap_or_default();
-            let wait: Vec<_> = waiting.iter().map(asleep).collect();
+            let wait = counted(waiting.iter().map(asleep));
             panic!(
-                "{} of ninety requests wait, processes in {wait:?}",
-                rig.waits() - before
+                "{} of ninety requests wait, processes in {wait:?}, threads {:?}, requests {:?}",
+                rig.waits() - before,
+                threads(),
+                rig.started().notifications.counters()
             );
         }
         std::thread::sleep(Duration::from_millis(2));
@@ -755,6 +782,7 @@ impl Rig {
             ttl: TTL,
             cache_dirs: true,
             writeback_cache: false,
+            busy_poll: Duration::ZERO,
         };
         self.server = Some(Self::serve(started, mounted, options));
         assert_eq!(fs::read(&path).unwrap(), expected);

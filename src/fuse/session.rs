@@ -1,6 +1,7 @@
 //! Mounting by mount(2), agreeing with the kernel on what is served, and serving it.
 
 use super::abi::{self, InitFlags};
+use super::awake::Keepers;
 use super::convert::Nodes;
 use super::crew::Crew;
 use super::front::{Front, MAX_IO};
@@ -104,10 +105,13 @@ pub struct ServeOptions {
     pub acl: bool,
     /// How long the kernel may believe names and attributes; infinite while we alone can change them.
     pub ttl: Duration,
-    /// The kernel may keep the names of a directory.
+    /// The kernel may keep the names of a directory, and the targets of symlinks: what it answers itself moves no access
+    /// time.
     pub cache_dirs: bool,
     /// The kernel may keep writes, sizes and times, and write them back later: only while we alone have the volume.
     pub writeback_cache: bool,
+    /// How long after a request the processors are kept from halting while requests flow; zero: not at all.
+    pub busy_poll: Duration,
 }
 
 /// Answers requests until the filesystem is unmounted. `ready` is called once the mount is live.
@@ -142,7 +146,9 @@ pub fn serve(
     // directories any more.
     let dir_handles = !options.cache_dirs || !agreed.flags.contains(InitFlags::NO_OPENDIR_SUPPORT);
     let front = Front::new(Arc::clone(fs), nodes, options, dir_handles);
-    let crew = Crew::new(channel, front, Arc::clone(notifications));
+    let keepers = Keepers::start(options.busy_poll);
+    let awake = keepers.as_ref().map(|keepers| Arc::clone(keepers.awake()));
+    let crew = Crew::new(channel, front, Arc::clone(notifications), awake);
     // The crew has its own descriptor; the mount ends when the kernel says so.
     drop(mounted.keep());
     set_read_ahead(target.clone());
@@ -224,7 +230,6 @@ fn answer_init(init: &abi::InitIn, options: ServeOptions, by_ring: bool) -> (abi
         | InitFlags::ASYNC_DIO
         | InitFlags::PARALLEL_DIROPS
         | InitFlags::MAX_PAGES
-        | InitFlags::CACHE_SYMLINKS
         | InitFlags::NO_OPENDIR_SUPPORT
         | InitFlags::EXPLICIT_INVAL_DATA
         | InitFlags::HANDLE_KILLPRIV_V2
@@ -232,6 +237,7 @@ fn answer_init(init: &abi::InitIn, options: ServeOptions, by_ring: bool) -> (abi
         | InitFlags::INIT_EXT
         | InitFlags::HAS_EXPIRE_ONLY;
     wanted.set(InitFlags::POSIX_ACL | InitFlags::DONT_MASK, options.acl);
+    wanted.set(InitFlags::CACHE_SYMLINKS, options.cache_dirs);
     wanted.set(InitFlags::WRITEBACK_CACHE, options.writeback_cache);
     wanted.set(InitFlags::OVER_IO_URING, by_ring);
     let flags = offered & wanted;
@@ -286,6 +292,7 @@ mod tests {
         ttl: Duration::ZERO,
         cache_dirs: true,
         writeback_cache: false,
+        busy_poll: Duration::ZERO,
     };
 
     fn init(minor: u32) -> abi::InitIn {
@@ -311,6 +318,13 @@ mod tests {
         let refused = (1 << 1) | (1 << 10) | (1 << 16) | (1 << 20) | (1 << 6);
         assert_eq!(out.flags & refused, 0);
         assert_eq!(out.flags2, 1 << 3);
+        assert!(agreed.flags.contains(InitFlags::CACHE_SYMLINKS));
+        let strict = ServeOptions {
+            cache_dirs: false,
+            ..OPTIONS
+        };
+        let (_, agreed) = answer_init(&init(37), strict, false);
+        assert!(!agreed.flags.contains(InitFlags::CACHE_SYMLINKS));
         let all = ServeOptions {
             acl: true,
             writeback_cache: true,

@@ -4,8 +4,9 @@
 //! wrong with the input has been looked at, and the mount is live only when the journal is.
 
 use super::cli::{MountError, MountRequest};
+use super::control::{Command, Control, Stop};
 use super::device::MountDevice;
-use super::guard::{DeviceGuard, FS_TYPE};
+use super::guard::{DeviceGuard, FS_TYPE, our_mounts};
 use super::options::{Atime, MountOptions};
 use super::remount::mount_flags;
 use super::start::{Plan, Started, start};
@@ -15,6 +16,8 @@ use gfs2_format::device::{BlockDevice, OpenOptions};
 use gfs2_format::ondisk::Superblock;
 use gfs2_format::volume::{DeviceReader, Volume, read_rindex, read_superblock};
 use gfs2_format::{Error, Geometry, Jid};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,12 +104,59 @@ fn live(
         ttl: TTL,
         cache_dirs: request.options.atime != Atime::Strict,
         writeback_cache: request.options.writeback_cache && !request.options.read_only,
+        busy_poll: Duration::from_micros(u64::from(request.options.busy_poll_us)),
     };
     let mut told = Ok(());
-    let served = serve(&started.fs, mounted, options, &started.notifications, || {
-        told = ready()
+    let served = std::thread::scope(|scope| {
+        // Ended when this has been served.
+        let _stop = match control_of(&request.target) {
+            Ok((device, control, stop)) => {
+                let act = move || control.serve(|command| obey(started, &device, command));
+                let thread = std::thread::Builder::new().name("gfs2-control".into());
+                if let Err(error) = thread.spawn_scoped(scope, act) {
+                    tracing::warn!("a remount cannot make this mount read-only or writable: {error}");
+                }
+                Some(stop)
+            }
+            Err(error) => {
+                tracing::warn!("a remount cannot make this mount read-only or writable: {error}");
+                None
+            }
+        };
+        serve(&started.fs, mounted, options, &started.notifications, || {
+            told = ready()
+        })
     });
     told.and(served.map_err(|error| MountError::fail(format!("FUSE: {error}"))))
+}
+
+/// The socket of the mount on `target`, and its number.
+fn control_of(target: &Path) -> io::Result<(String, Control, Stop)> {
+    let mount = our_mounts()
+        .into_iter()
+        .rev()
+        .find(|mount| mount.target == target);
+    let device = mount.ok_or(io::ErrorKind::NotFound)?.device;
+    let (control, stop) = Control::open(&device)?;
+    Ok((device, control, stop))
+}
+
+/// Does what the mount helper asks for.
+fn obey(started: &Started, device: &str, command: Command) -> Result<(), String> {
+    let done = match command {
+        Command::ReadWrite => started.make_writable(),
+        Command::ReadOnly => {
+            // Those who write would be left with errors.
+            let writable = our_mounts()
+                .iter()
+                .any(|mount| mount.device == device && !mount.read_only);
+            if writable {
+                return Err("the kernel still has it read-write".into());
+            }
+            started.make_read_only()
+        }
+    };
+    done.map_err(|error| error.message)
 }
 
 /// Reads what must be right before anything is done, in the order that gives the clearest message.
