@@ -155,7 +155,13 @@ impl Rig {
         mounted: MountedFuse,
         options: ServeOptions,
     ) -> JoinHandle<std::io::Result<()>> {
-        std::thread::spawn(move || serve(&started.fs, mounted, options, &started.notifications, || {}))
+        let (tell, told) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            let ready = move || tell.send(()).expect("a test that waits");
+            serve(&started.fs, mounted, options, &started.notifications, ready)
+        });
+        told.recv_timeout(PATIENCE).expect("a mount that is live");
+        server
     }
 
     fn started(&self) -> &Arc<Started> {

@@ -204,7 +204,7 @@ impl Shared {
     fn begin(self: &Arc<Self>) -> io::Result<()> {
         let queues = queues()?;
         let depth = (THREADS_MAX / queues).max(DEPTH_MIN);
-        // The kernel begins when the last queue has its first entry: the others are complete then.
+        // The kernel begins when the last queue has its first entry: what fails after that is no way back to the device.
         let (last, others) = (queues - 1, 0..queues - 1);
         for queue in others {
             self.add(queue, depth)?;

@@ -11,13 +11,14 @@ use super::request::{Op, decode};
 use super::rings::{Rings, Transport};
 use crate::error::Errno;
 use crate::ops::Fs;
-use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
-use std::ffi::CString;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,35 +32,20 @@ const PAGE: u32 = 4096;
 /// Read-ahead asked for, in KiB: one full READ request.
 const READ_AHEAD_KIB: u32 = 1024;
 
-/// A mount whose requests nobody answers yet. Dropping it unmounts (lazily).
+/// A filesystem that nobody sees yet. Dropping it ends it.
 #[derive(Debug)]
 pub struct MountedFuse {
-    fd: Option<OwnedFd>,
+    fd: OwnedFd,
+    /// The mount, not attached to anything: with its last descriptor it goes.
+    tree: OwnedFd,
     target: PathBuf,
     transport: Transport,
-    live: bool,
 }
 
-impl MountedFuse {
-    /// Keeps the mount in place when this is dropped.
-    fn keep(mut self) -> Option<OwnedFd> {
-        self.live = false;
-        self.fd.take()
-    }
-}
-
-impl Drop for MountedFuse {
-    fn drop(&mut self) {
-        if self.live {
-            let _ = rustix::mount::unmount(&self.target, UnmountFlags::DETACH);
-        }
-    }
-}
-
-/// Mounts `source` (as it is to show in `/proc/mounts`) of type `fstype` on `target`.
+/// Makes a filesystem of type `fstype` (`fuse.NAME`) for `target`, `source` as it is to show in `/proc/mounts`.
 ///
 /// # Errors
-/// The system's: `/dev/fuse` missing, no permission, a busy target.
+/// The system's: `/dev/fuse` missing, no permission.
 pub fn mount(
     source: &Path,
     target: &Path,
@@ -77,24 +63,63 @@ pub fn mount(
                 format!("/dev/fuse: {error}; load the fuse module (modprobe fuse)"),
             )
         })?;
+    let (kind, subtype) = fstype.split_once('.').unwrap_or((fstype, ""));
     let rootmode = std::fs::metadata(&target)?.st_mode() & 0o170_000;
-    let (uid, gid) = (
-        rustix::process::geteuid().as_raw(),
-        rustix::process::getegid().as_raw(),
-    );
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: String| fsconfig_set_string(&context, key, value);
+    fsconfig_set_string(&context, "source", source)?;
+    set("fd", fd.as_raw_fd().to_string())?;
+    set("rootmode", format!("{rootmode:o}"))?;
+    set("user_id", rustix::process::geteuid().as_raw().to_string())?;
+    set("group_id", rustix::process::getegid().as_raw().to_string())?;
+    if !subtype.is_empty() {
+        set("subtype", subtype.to_owned())?;
+    }
     // default_permissions: the kernel checks modes (and ACLs), it alone knows the caller's groups.
-    let data = format!(
-        "fd={},rootmode={rootmode:o},user_id={uid},group_id={gid},default_permissions,allow_other",
-        fd.as_raw_fd()
-    );
-    let data = CString::new(data)?;
-    let source = CString::new(source.as_os_str().as_bytes())?;
-    rustix::mount::mount(source.as_c_str(), &target, fstype, flags, Some(data.as_c_str()))?;
+    let of_filesystem = [
+        (MountFlags::RDONLY, "ro"),
+        (MountFlags::SYNCHRONOUS, "sync"),
+        (MountFlags::DIRSYNC, "dirsync"),
+    ];
+    let given = of_filesystem.iter().filter(|(flag, _)| flags.contains(*flag));
+    for word in ["default_permissions", "allow_other"]
+        .iter()
+        .chain(given.map(|(_, word)| word))
+    {
+        fsconfig_set_flag(&context, *word)?;
+    }
+    fsconfig_create(&context)?;
+    let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes(flags))?;
     Ok(MountedFuse {
-        fd: Some(fd),
+        fd,
+        tree,
         target,
         transport,
-        live: true,
+    })
+}
+
+/// What of the flags of mount(2) is the mount's and not the filesystem's.
+fn attributes(flags: MountFlags) -> MountAttrFlags {
+    let table = [
+        (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (MountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+        (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+        (MountFlags::STRICTATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+    ];
+    let of = |(flag, attribute): (MountFlags, MountAttrFlags)| flags.contains(flag).then_some(attribute);
+    table.into_iter().filter_map(of).collect()
+}
+
+/// Lets others see it.
+fn attach(tree: OwnedFd, target: &Path) -> io::Result<()> {
+    move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(|error| {
+        io::Error::new(
+            io::Error::from(error).kind(),
+            format!("{}: {error}", target.display()),
+        )
     })
 }
 
@@ -114,7 +139,10 @@ pub struct ServeOptions {
     pub busy_poll: Duration,
 }
 
-/// Answers requests until the filesystem is unmounted. `ready` is called once the mount is live.
+/// Attaches the mount to its target and answers requests until it is unmounted. `ready` is called once the mount is live.
+///
+/// Nobody may ask for anything before all rings are known to the kernel: what finds no entry then waits until another one
+/// of the same queue has been answered, though new entries have come meanwhile, and that one may wait for a lock.
 ///
 /// # Errors
 /// The device's; the filesystem is still to be shut down by the caller.
@@ -126,12 +154,14 @@ pub fn serve(
     ready: impl FnOnce(),
 ) -> io::Result<()> {
     let nodes = Nodes { root: fs.root().addr };
-    let target = mounted.target.clone();
-    let Some(fd) = &mounted.fd else {
-        return Err(io::ErrorKind::NotConnected.into());
-    };
-    let channel = Arc::new(Channel::new(fd.try_clone()?));
-    let by_ring = mounted.transport.wants_ring(&channel);
+    let MountedFuse {
+        fd,
+        tree,
+        target,
+        transport,
+    } = mounted;
+    let channel = Arc::new(Channel::new(fd));
+    let by_ring = transport.wants_ring(&channel);
     let agreed = agree(&channel, options, by_ring)?;
     let options = ServeOptions {
         writeback_cache: agreed.flags.contains(InitFlags::WRITEBACK_CACHE),
@@ -149,15 +179,15 @@ pub fn serve(
     let keepers = Keepers::start(options.busy_poll);
     let awake = keepers.as_ref().map(|keepers| Arc::clone(keepers.awake()));
     let crew = Crew::new(channel, front, Arc::clone(notifications), awake);
-    // The crew has its own descriptor; the mount ends when the kernel says so.
-    drop(mounted.keep());
-    set_read_ahead(target.clone());
     let rings = agreed
         .flags
         .contains(InitFlags::OVER_IO_URING)
         .then(|| Rings::start(&crew));
-    ready();
-    let result = crew.run();
+    let result = attach(tree, &target).and_then(|()| {
+        set_read_ahead(target.clone());
+        ready();
+        crew.run()
+    });
     if let Some(rings) = rings {
         if result.is_err() {
             // Its threads wait for what the kernel sends as long as there is a mount.

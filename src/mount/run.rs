@@ -16,9 +16,11 @@ use gfs2_format::device::{BlockDevice, OpenOptions};
 use gfs2_format::ondisk::Superblock;
 use gfs2_format::volume::{DeviceReader, Volume, read_rindex, read_superblock};
 use gfs2_format::{Error, Geometry, Jid};
+use rustix::mount::UnmountFlags;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::Scope;
 use std::time::Duration;
 
 /// Names and attributes may be believed for as long as we hold the locks, and on one node that is for ever.
@@ -97,8 +99,6 @@ fn live(
         tracing::info!("requests: {counters}");
         tracing::info!("memory: {}", fs.memory());
     };
-    let _signals = super::signals::listen(&request.target, report)
-        .map_err(|error| MountError::system(format!("signals: {error}")))?;
     let options = ServeOptions {
         acl: request.options.acl,
         ttl: TTL,
@@ -108,37 +108,48 @@ fn live(
     };
     let mut told = Ok(());
     let served = std::thread::scope(|scope| {
-        // Ended when this has been served.
-        let _stop = match control_of(&request.target) {
-            Ok((device, control, stop)) => {
-                let act = move || control.serve(|command| obey(started, &device, command));
-                let thread = std::thread::Builder::new().name("gfs2-control".into());
-                if let Err(error) = thread.spawn_scoped(scope, act) {
+        // Both end when this has been served.
+        let (mut signals, mut stop) = (None, None);
+        serve(&started.fs, mounted, options, &started.notifications, || {
+            match super::signals::listen(&request.target, report) {
+                Ok(termination) => signals = Some(termination),
+                Err(error) => {
+                    told = Err(MountError::system(format!("signals: {error}")));
+                    // Which ends the service.
+                    let _ = rustix::mount::unmount(&request.target, UnmountFlags::DETACH);
+                    return;
+                }
+            }
+            match listen_to_helper(started, &request.target, scope) {
+                Ok(end) => stop = Some(end),
+                Err(error) => {
                     tracing::warn!("a remount cannot make this mount read-only or writable: {error}");
                 }
-                Some(stop)
             }
-            Err(error) => {
-                tracing::warn!("a remount cannot make this mount read-only or writable: {error}");
-                None
-            }
-        };
-        serve(&started.fs, mounted, options, &started.notifications, || {
-            told = ready()
+            told = ready();
         })
     });
     told.and(served.map_err(|error| MountError::fail(format!("FUSE: {error}"))))
 }
 
-/// The socket of the mount on `target`, and its number.
-fn control_of(target: &Path) -> io::Result<(String, Control, Stop)> {
+/// Has a thread do what the helper asks of the mount on `target`, until what is given is dropped.
+fn listen_to_helper<'scope>(
+    started: &'scope Started,
+    target: &Path,
+    scope: &'scope Scope<'scope, '_>,
+) -> io::Result<Stop> {
     let mount = our_mounts()
         .into_iter()
         .rev()
         .find(|mount| mount.target == target);
     let device = mount.ok_or(io::ErrorKind::NotFound)?.device;
     let (control, stop) = Control::open(&device)?;
-    Ok((device, control, stop))
+    std::thread::Builder::new()
+        .name("gfs2-control".into())
+        .spawn_scoped(scope, move || {
+            control.serve(|command| obey(started, &device, command))
+        })?;
+    Ok(stop)
 }
 
 /// Does what the mount helper asks for.
