@@ -8,7 +8,8 @@
 //! Invariants: a thread that sleeps (before a lock, a device) keeps its own entry and nothing else, the others of its
 //! queue go on being used. All entries are there from the beginning, as many as the crew of the device may have threads:
 //! one made later would not be given what waits already, for the kernel looks at a queue only when an entry has answered
-//! (and it has no way to take an entry back). An entry has 1 MiB of address space for payload, of which it keeps 64 KiB
+//! (and it has no way to take an entry back). It begins at the first entry of the last queue: until the others are there,
+//! the mount is not attached to anything, and nobody asks. An entry has 1 MiB of address space for payload, of which it keeps 64 KiB
 //! once it has nothing to do. FORGET, INTERRUPT and notifications go by the device as ever, where the crew reads.
 
 use super::abi::{InHeader, Opcode, ring};

@@ -6,7 +6,7 @@
 set -eu
 
 PACKAGES="qemu-system-x86 cpio zstd xz-utils kmod util-linux fuse3
- gfs2-utils attr acl e2fsprogs fio tshark
+ gfs2-utils attr acl e2fsprogs fio tshark gdb
  corosync corosync-qdevice corosync-qnetd iproute2"
 
 missing=

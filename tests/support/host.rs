@@ -5,11 +5,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// What to do when a host program is missing.
 pub const SETUP: &str = "run tests/lab/setup.sh as root";
+
+/// What a killed process may take to go.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The top of the checkout, also for the tests of a package inside it.
 pub fn checkout() -> PathBuf {
@@ -79,22 +82,23 @@ impl Host {
             .stderr(err.try_clone().expect("a file handle"))
             .spawn()
             .unwrap_or_else(|e| panic!("cannot run {}: {e}; {SETUP}", self.line()));
-        let end = Instant::now() + self.limit;
-        let status = loop {
-            match child.try_wait().expect("waiting for a child") {
-                Some(status) => break status,
-                None if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
-                None => {
-                    child.kill().expect("killing a child");
-                    child.wait().expect("waiting for a child");
-                    panic!(
-                        "{} took more than {:?}:\n{}",
-                        self.line(),
-                        self.limit,
-                        slurp(&mut err)
-                    );
-                }
-            }
+        let waited = wait_within(&mut child, self.limit).expect("waiting for a child");
+        let Some(status) = waited else {
+            let stood = place(child.id());
+            child.kill().expect("killing a child");
+            // What the kernel keeps is left, rather than waited for without end.
+            let gone = wait_within(&mut child, KILL_LIMIT).expect("waiting for a child");
+            let left = if gone.is_some() {
+                ""
+            } else {
+                " and cannot be killed"
+            };
+            panic!(
+                "{} took more than {:?}{left}; it stood at {stood}:\n{}",
+                self.line(),
+                self.limit,
+                slurp(&mut err)
+            );
         };
         let rc = status
             .code()
@@ -123,6 +127,23 @@ impl Host {
         let words = std::iter::once(&self.program).chain(&self.args);
         words.map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// Waits for a child; `None` when it has not ended in time.
+pub fn wait_within(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let end = Instant::now() + limit;
+    loop {
+        match child.try_wait()? {
+            None if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
+            other => return Ok(other),
+        }
+    }
+}
+
+/// Where in the kernel a process waits.
+fn place(pid: u32) -> String {
+    let word = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    format!("{} ({})", word("wchan"), word("syscall").trim())
 }
 
 fn slurp(file: &mut File) -> String {

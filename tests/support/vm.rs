@@ -9,7 +9,8 @@
 //! `LAB_PCAP=FOLDER` captures what passes over the wire.
 
 use super::guest::{Guest, Kernel};
-use super::host::{Host, Ran, SETUP, checkout};
+use super::host::{Host, Ran, SETUP, checkout, wait_within};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -25,6 +26,7 @@ use tempfile::TempDir;
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 const AGENT_LIMIT: Duration = Duration::from_secs(60);
+const CUT_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// What in a kernel log means that the filesystem or the kernel met something it should not.
@@ -157,6 +159,9 @@ impl Vm {
         let id = format!("{:04}", self.next.fetch_add(1, Ordering::Relaxed));
         fs::write(self.lab_file(&format!("{id}.sh")), format!("{script}\n")).expect("a script on the share");
         let mut agent = self.agent.lock().unwrap_or_else(|e| e.into_inner());
+        agent
+            .set_write_timeout(Some(AGENT_LIMIT))
+            .expect("a socket option");
         let sent = agent.write_all(format!("{id}\n").as_bytes());
         sent.unwrap_or_else(|e| panic!("the guest's agent: {e}{}", self.last_words()));
         let (wanted, mut heard) = (format!("GOT {id}"), Vec::new());
@@ -287,10 +292,16 @@ impl Vm {
     pub fn cut(&mut self) {
         self.power = None;
         let child = self.child.get_mut().unwrap_or_else(|e| e.into_inner());
-        if let Err(e) = child.wait()
-            && !std::thread::panicking()
-        {
-            panic!("waiting for the emulator: {e}");
+        // What the kernel keeps (a disk that does not answer) is told and left, rather than waited for without end.
+        let said = match wait_within(child, CUT_LIMIT) {
+            Ok(Some(_)) => return,
+            Ok(None) => format!("the emulator is still there {CUT_LIMIT:?} after its power was cut"),
+            Err(e) => format!("waiting for the emulator: {e}"),
+        };
+        if std::thread::panicking() {
+            eprintln!("{said}");
+        } else {
+            panic!("{said}");
         }
     }
 
@@ -346,10 +357,18 @@ impl Vm {
     }
 
     fn try_qmp(&self, command: &str, arguments: Value) -> Result<Value, String> {
-        let socket = connect_once(self.dir.path(), "qmp.sock").map_err(|e| e.to_string())?;
-        socket
-            .set_read_timeout(Some(AGENT_LIMIT))
-            .expect("a socket option");
+        let end = Instant::now() + AGENT_LIMIT;
+        let socket = loop {
+            match connect_once(self.dir.path(), "qmp.sock") {
+                Err(e) if e.kind() == ErrorKind::WouldBlock && Instant::now() < end => {
+                    std::thread::sleep(POLL)
+                }
+                other => break other.map_err(|e| format!("the emulator's monitor: {e}"))?,
+            }
+        };
+        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+            set(&socket, Some(AGENT_LIMIT)).expect("a socket option");
+        }
         let mut reader = BufReader::new(&socket);
         let mut line = String::new();
         reader.read_line(&mut line).map_err(|e| e.to_string())?;
@@ -439,10 +458,17 @@ fn network(node: u8, wire: Option<String>) -> Vec<String> {
     arguments
 }
 
-/// Connects through the folder's descriptor: the path of a socket may have 107 bytes only.
+/// Connects through the folder's descriptor: the path of a socket may have 107 bytes only. `WouldBlock` when too many
+/// wait for the emulator already, where connect(2) itself would wait without end.
 fn connect_once(dir: &Path, socket: &str) -> std::io::Result<UnixStream> {
     let folder = File::open(dir)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{socket}", folder.as_raw_fd()))
+    let path = format!("/proc/self/fd/{}/{socket}", folder.as_raw_fd());
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::connect(&fd, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 #[track_caller]

@@ -5,6 +5,7 @@ mod install;
 mod steps;
 mod test;
 mod tools;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -24,6 +25,9 @@ enum Task {
     Test(test::Args),
     /// Build the test suites that come from crates.io into target/tools, once
     Tools,
+    /// Run one test program, and end it with a report when it hangs
+    #[command(hide = true)]
+    Watch(watch::Args),
     /// Build and install the programs, man pages and completions
     Install(install::Args),
     /// Remove what `install` put in place
@@ -35,6 +39,10 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Tools => tools::install(),
+        Task::Watch(args) => match watch::run(&args) {
+            Ok(code) => return code,
+            Err(message) => Err(message),
+        },
         Task::Install(args) => install::install(&args),
         Task::Uninstall(args) => install::uninstall(&args),
     };

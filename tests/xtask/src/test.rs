@@ -1,7 +1,7 @@
 //! Everything that must hold before a change lands.
 
 use crate::steps::{Step, cargo, run as step, top};
-use crate::tools;
+use crate::{tools, watch};
 use std::process::Command;
 
 /// `cargo xtask test`.
@@ -39,5 +39,10 @@ pub(crate) fn run(args: &Args) -> Step {
     println!("==> programs");
     step(cargo().args(["build", "--release", "--locked"]))?;
     println!("==> tests");
-    step(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]))
+    step(cargo().arg("--config").arg(watch::as_runner()?).args([
+        "test",
+        "--workspace",
+        "--locked",
+        "--no-fail-fast",
+    ]))
 }
