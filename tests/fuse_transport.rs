@@ -139,6 +139,7 @@ impl Rig {
             ttl: TTL,
             cache_dirs: true,
             writeback_cache,
+            busy_poll: Duration::ZERO,
         };
         let server = Self::serve(Arc::clone(&started), mounted, options);
         Self {
@@ -154,7 +155,13 @@ impl Rig {
         mounted: MountedFuse,
         options: ServeOptions,
     ) -> JoinHandle<std::io::Result<()>> {
-        std::thread::spawn(move || serve(&started.fs, mounted, options, &started.notifications, || {}))
+        let (tell, told) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            let ready = move || tell.send(()).expect("a test that waits");
+            serve(&started.fs, mounted, options, &started.notifications, ready)
+        });
+        told.recv_timeout(PATIENCE).expect("a mount that is live");
+        server
     }
 
     fn started(&self) -> &Arc<Started> {
@@ -298,14 +305,28 @@ fn pid(child: &Child) -> rustix::process::Pid {
     rustix::process::Pid::from_child(child)
 }
 
-/// How many of these files say what.
-fn count_contents(paths: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
+fn counted(what: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
-    for path in paths {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        *counts.entry(text).or_default() += 1;
+    for one in what {
+        *counts.entry(one).or_default() += 1;
     }
     counts
+}
+
+/// The threads of this process, by name, the processor they stay on, and where in the kernel they are.
+fn threads() -> BTreeMap<String, usize> {
+    let tasks = fs::read_dir("/proc/self/task").expect("our threads").flatten();
+    counted(tasks.map(|task| {
+        let of = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let (name, place, syscall) = (of("comm"), of("wchan"), of("syscall"));
+        let number = syscall
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .trim_end()
+            .to_owned();
+        format!("{} {place} {number}", name.trim_end())
+    }))
 }
 
 fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
@@ -323,15 +344,14 @@ fn requests_that_wait_keep_nobody_else_from_being_served(transport: Transport) {
             .all(|child| matches!(child.try_wait(), Ok(None)))
     {
         if Instant::now() > end {
-            let asleep = waiting.iter().map(|child| format!("/proc/{}/wchan", child.id()));
-            let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
-            let threads = threads.map(|thread| thread.path().join("wchan").display().to_string());
+            let asleep =
+                |child: &Child| fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap_or_default();
+            let wait = counted(waiting.iter().map(asleep));
             panic!(
-                "{} of ninety requests wait; the processes in {:?}, our threads in {:?}; requests so far {:?}",
+                "{} of ninety requests wait, processes in {wait:?}, threads {:?}, requests {:?}",
                 rig.waits() - before,
-                count_contents(asleep),
-                count_contents(threads),
-                rig.started().notifications.counters().snapshot()
+                threads(),
+                rig.started().notifications.counters()
             );
         }
         std::thread::sleep(Duration::from_millis(2));
@@ -768,6 +788,7 @@ impl Rig {
             ttl: TTL,
             cache_dirs: true,
             writeback_cache: false,
+            busy_poll: Duration::ZERO,
         };
         self.server = Some(Self::serve(started, mounted, options));
         assert_eq!(fs::read(&path).unwrap(), expected);

@@ -5,7 +5,7 @@
 mod ours;
 mod support;
 
-use ours::{Mount, is_of_the_dead, mkfs, program};
+use ours::{Mount, errors, is_of_the_dead, mkfs, program};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -432,4 +432,220 @@ fn the_daemon_has_its_name_and_counts_requests() {
     signal("-TERM");
     assert!(daemon.wait().unwrap().success());
     assert_fsck_clean(&image);
+}
+
+/// `mount -o remount,OPTIONS` as the helper is called for it: the exit code, and what was said.
+fn remount(image: &Path, mount: &Mount, options: &str) -> (Option<i32>, String) {
+    let output = Command::new(program("mount-fuse-gfs2"))
+        .args(["-o", &format!("remount,{options}")])
+        .arg(image)
+        .arg(mount.path())
+        .output()
+        .unwrap();
+    (output.status.code(), errors(&output))
+}
+
+#[track_caller]
+fn assert_remounts(image: &Path, mount: &Mount, options: &str) {
+    assert_eq!(
+        remount(image, mount, options),
+        (Some(0), String::new()),
+        "{options}"
+    );
+}
+
+/// The image as it is now, looked at by the reference checker, which replays nothing.
+#[track_caller]
+fn assert_clean_now(image: &Path) {
+    let copy = image.with_extension("copy");
+    Host::new("cp")
+        .arg("--sparse=always")
+        .arg(image)
+        .arg(&copy)
+        .check();
+    assert_fsck_clean(&copy);
+    fs::remove_file(&copy).unwrap();
+}
+
+#[track_caller]
+fn assert_read_only(mount: &Mount) {
+    let error = File::create(mount.join("refused")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+}
+
+#[test]
+fn a_mount_is_made_writable_and_read_only_again_with_its_journal() {
+    let dir = support::scratch("modes");
+    let image = dirty_volume(dir.path());
+    let mount = Mount::new(&image, "ro");
+    assert_read_only(&mount);
+    assert_remounts(&image, &mount, "rw");
+    assert_eq!(fs::read(mount.join("kept")).unwrap(), b"promised");
+    write_synced(&mount.join("one"), b"first");
+    // Whoever may write keeps it from going.
+    let writer = File::options().append(true).open(mount.join("one")).unwrap();
+    let (code, text) = remount(&image, &mount, "ro");
+    assert_eq!(code, Some(32));
+    assert!(text.contains("busy"), "{text}");
+    drop(writer);
+    // So does what is open and has no name.
+    write_synced(&mount.join("nameless"), &[7; 300_000]);
+    let nameless = File::open(mount.join("nameless")).unwrap();
+    fs::remove_file(mount.join("nameless")).unwrap();
+    assert_eq!(remount(&image, &mount, "ro").0, Some(32));
+    write_synced(&mount.join("two"), b"second");
+    drop(nameless);
+    fs::write(mount.join("three"), b"nobody waited for it").unwrap();
+    // Another test's fork has our open files for a moment.
+    wait_for("the end of all writing", || {
+        remount(&image, &mount, "ro").0 == Some(0)
+    });
+    assert_read_only(&mount);
+    assert_clean_now(&image);
+    let before = fs::read(&image).unwrap();
+    assert_eq!(fs::read(mount.join("three")).unwrap(), b"nobody waited for it");
+    assert_remounts(&image, &mount, "ro,noatime");
+    assert!(before == fs::read(&image).unwrap(), "read-only, it wrote");
+    // Live again: what is fsynced survives, and what was written lazily arrives.
+    assert_remounts(&image, &mount, "rw");
+    write_synced(&mount.join("four"), b"fourth");
+    mount.crash();
+    let mount = Mount::new(&image, "");
+    for (name, text) in [("kept", "promised"), ("two", "second"), ("four", "fourth")] {
+        assert_eq!(fs::read_to_string(mount.join(name)).unwrap(), text);
+    }
+    // From the other end: as it was left, the journal needs nobody.
+    wait_for("the end of all writing", || {
+        remount(&image, &mount, "ro").0 == Some(0)
+    });
+    mount.crash();
+    let mount = Mount::new(&image, "spectator");
+    assert_eq!(fs::read_to_string(mount.join("four")).unwrap(), "fourth");
+    let (code, text) = remount(&image, &mount, "rw");
+    assert_eq!(code, Some(32));
+    assert!(text.contains("spectator") && text.contains("read-only"), "{text}");
+    assert_read_only(&mount);
+    mount.unmount();
+    assert_fsck_clean(&image);
+}
+
+#[test]
+fn a_mount_of_a_device_that_cannot_be_written_stays_read_only() {
+    let dir = support::scratch("modes");
+    let image = volume(dir.path());
+    let device = Loop::attach(&image);
+    let set = |flag: &str| Host::new("blockdev").arg(flag).arg(device.device()).check();
+    struct Writable<'a>(&'a Loop);
+    impl Drop for Writable<'_> {
+        fn drop(&mut self) {
+            let _ = Command::new("blockdev")
+                .arg("--setrw")
+                .arg(self.0.device())
+                .status();
+        }
+    }
+    let _writable = Writable(&device);
+    set("--setro");
+    let mount = Mount::new(device.device(), "ro");
+    let (code, text) = remount(device.device(), &mount, "rw");
+    assert_eq!(code, Some(32));
+    assert!(text.contains("the device cannot be written"), "{text}");
+    assert_read_only(&mount);
+    mount.unmount();
+}
+
+/// The times of a symlink's last access and change of contents are set to these seconds; then somebody reads it.
+fn read_link_of(path: &Path, atime: i64, mtime: i64) -> i64 {
+    let at = |tv_sec| rustix::fs::Timespec { tv_sec, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps {
+        last_access: at(atime),
+        last_modification: at(mtime),
+    };
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).unwrap();
+    assert_eq!(fs::read_link(path).unwrap(), Path::new("target"));
+    fs::symlink_metadata(path).unwrap().atime()
+}
+
+/// The kernel keeps the targets of symlinks, and so reads that move no access time, but where each must move it.
+#[test]
+fn reading_a_symlink_moves_its_access_time_as_it_should() {
+    let dir = support::scratch("modes");
+    let image = volume(dir.path());
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs() as i64;
+    let link = |mount: &Mount| mount.join("link");
+    let mount = Mount::new(&image, "strictatime");
+    std::os::unix::fs::symlink("target", link(&mount)).unwrap();
+    for _ in 0..3 {
+        assert!(
+            read_link_of(&link(&mount), now - 100, now - 200) >= now,
+            "strictatime"
+        );
+    }
+    mount.unmount();
+    let mount = Mount::new(&image, "noatime");
+    for _ in 0..2 {
+        assert_eq!(
+            read_link_of(&link(&mount), now - 100, now - 200),
+            now - 100,
+            "noatime"
+        );
+    }
+    mount.unmount();
+    let mount = Mount::new(&image, "relatime");
+    // The first read reaches us. Setting the times has changed the inode after its last access.
+    assert!(
+        read_link_of(&link(&mount), now - 100, now - 200) >= now,
+        "relatime"
+    );
+    mount.unmount();
+}
+
+#[test]
+fn processors_are_kept_awake_by_threads_that_give_way() {
+    let dir = support::scratch("modes");
+    let image = volume(dir.path());
+    for (option, wrong) in [
+        ("busy_poll=100001", true),
+        ("busy_poll=", true),
+        ("busy_poll=0", false),
+    ] {
+        match Mount::try_new(&image, option) {
+            Err((code, text)) => assert!(wrong && code == 1 && text.contains("busy_poll"), "{text}"),
+            Ok(mount) => {
+                assert!(!wrong, "{option} was taken");
+                assert!(awake_threads(&mount).is_empty());
+                mount.unmount();
+            }
+        }
+    }
+    let mount = Mount::new(&image, "busy_poll=200");
+    let processors = rustix::thread::sched_getaffinity(None).unwrap().count() as usize;
+    let threads = awake_threads(&mount);
+    if processors <= 16 {
+        assert_eq!(threads, vec![libc::SCHED_IDLE; processors]);
+    } else {
+        assert!(threads.is_empty(), "{threads:?}");
+    }
+    for n in 0..200 {
+        fs::write(mount.join(format!("{n}")), b"abc").unwrap();
+    }
+    mount.unmount();
+    assert_fsck_clean(&image);
+}
+
+/// The scheduling policies of the daemon's threads that keep processors awake.
+fn awake_threads(mount: &Mount) -> Vec<i32> {
+    let pid = mount.daemon().expect("a daemon");
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let policy = |task: fs::DirEntry| {
+        let text = fs::read_to_string(task.path().join("stat")).ok()?;
+        let (name, rest) = text.rsplit_once(')')?;
+        let policy = rest.split_whitespace().nth(38)?;
+        name.contains("gfs2-awake-").then(|| policy.parse().unwrap())
+    };
+    tasks.flatten().filter_map(policy).collect()
 }

@@ -14,6 +14,7 @@
 //! away); threads that are not needed end.
 
 use super::abi::Fattr;
+use super::awake::Awake;
 use super::counters::Counters;
 use super::front::{Front, MAX_IO, Scratch, Target};
 use super::interrupt::{Desk, Slot};
@@ -95,6 +96,8 @@ pub(super) struct Crew {
     front: Front,
     notifications: Arc<Notifications>,
     desk: Desk,
+    /// Told of every request (`busy_poll=`).
+    awake: Option<Arc<Awake>>,
     /// Threads that read, or are on their way to.
     readers: AtomicUsize,
     /// Requests read so far.
@@ -121,12 +124,18 @@ struct Worker {
 }
 
 impl Crew {
-    pub(super) fn new(channel: Arc<Channel>, front: Front, notifications: Arc<Notifications>) -> Arc<Self> {
+    pub(super) fn new(
+        channel: Arc<Channel>,
+        front: Front,
+        notifications: Arc<Notifications>,
+        awake: Option<Arc<Awake>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             channel,
             front,
             notifications,
             desk: Desk::default(),
+            awake,
             readers: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
             crowd: Crowd::default(),
@@ -424,6 +433,9 @@ impl Crew {
         scratch: &mut Scratch<'_>,
         reply: Reply<'_>,
     ) {
+        if let Some(awake) = &self.awake {
+            awake.beat();
+        }
         self.notifications.counters().count(request.header.opcode);
         slot.begin(request.header.unique, request.header.pid);
         // One bad request must not take the mount down; its reply, dropped, answers EIO.

@@ -6,7 +6,7 @@
 //! no epoch and no prune notification. Requests answered where they were read save two switches of threads each.
 //!
 //! Requests come by reads of the device (`crew`) or, where the kernel can, by io_uring (`rings`); all else is the
-//! same. Unsafe code is in `station` alone.
+//! same. Unsafe code is in `station` and `idle` alone.
 //!
 //! The seam is [`mount`] and [`serve`] plus [`Notifications`].
 //!
@@ -14,10 +14,12 @@
 //! must not be one that answers requests and must hold no lock of ours.
 
 mod abi;
+mod awake;
 mod convert;
 mod counters;
 mod crew;
 mod front;
+mod idle;
 mod interrupt;
 mod notify;
 mod reply;

@@ -8,8 +8,8 @@
 //! Invariants: a thread that sleeps (before a lock, a device) keeps its own entry and nothing else, the others of its
 //! queue go on being used. All entries are there from the beginning, as many as the crew of the device may have threads:
 //! one made later would not be given what waits already, for the kernel looks at a queue only when an entry has answered
-//! (and it has no way to take an entry back). It begins at the first entry of the last queue; for what comes between that
-//! one and the others there is [`stir`]. An entry has 1 MiB of address space for payload, of which it keeps 64 KiB
+//! (and it has no way to take an entry back). It begins at the first entry of the last queue: until the others are there,
+//! the mount is not attached to anything, and nobody asks. An entry has 1 MiB of address space for payload, of which it keeps 64 KiB
 //! once it has nothing to do. FORGET, INTERRUPT and notifications go by the device as ever, where the crew reads.
 
 use super::abi::{InHeader, Opcode, ring};
@@ -27,7 +27,6 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use std::cell::RefCell;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -150,10 +149,6 @@ struct Shared {
     tasks: Mutex<Tasks>,
     wake: Condvar,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Every entry is known to the kernel.
-    complete: AtomicBool,
-    /// A request came before that.
-    early: AtomicBool,
 }
 
 /// The threads of all queues.
@@ -165,23 +160,20 @@ pub(super) struct Rings {
 
 impl Rings {
     /// Begins to take requests by rings, once INIT has agreed on it. Where that fails the kernel goes back to the device.
-    /// `target` is where the filesystem is mounted.
-    pub(super) fn start(crew: &Arc<Crew>, target: &Path) -> Self {
+    pub(super) fn start(crew: &Arc<Crew>) -> Self {
         let shared = Arc::new(Shared {
             crew: Arc::clone(crew),
             looking: AtomicBool::new(false),
             tasks: Mutex::default(),
             wake: Condvar::new(),
             threads: Mutex::default(),
-            complete: AtomicBool::new(false),
-            early: AtomicBool::new(false),
         });
         let keeping = Arc::clone(&shared);
         let keeper = std::thread::Builder::new()
             .name("gfs2-ring-keep".into())
             .spawn(move || keeping.keep());
         let (keeper, begun) = match keeper {
-            Ok(keeper) => (Some(keeper), shared.begin(target)),
+            Ok(keeper) => (Some(keeper), shared.begin()),
             Err(error) => (None, Err(error)),
         };
         if let Err(error) = begun {
@@ -210,10 +202,10 @@ impl Rings {
 
 impl Shared {
     /// Begins the threads of all queues.
-    fn begin(self: &Arc<Self>, target: &Path) -> io::Result<()> {
+    fn begin(self: &Arc<Self>) -> io::Result<()> {
         let queues = queues()?;
         let depth = (THREADS_MAX / queues).max(DEPTH_MIN);
-        // The kernel begins when the last queue has its first entry: the others are complete then.
+        // The kernel begins when the last queue has its first entry: what fails after that is no way back to the device.
         let (last, others) = (queues - 1, 0..queues - 1);
         for queue in others {
             self.add(queue, depth)?;
@@ -223,10 +215,6 @@ impl Shared {
             tracing::warn!("fewer requests can wait at a time than should: {error}");
         }
         tracing::debug!(queues, depth, "requests come by io_uring");
-        self.complete.store(true, Ordering::SeqCst);
-        if self.early.load(Ordering::SeqCst) {
-            stir(last, depth, target.to_owned());
-        }
         Ok(())
     }
 
@@ -306,32 +294,9 @@ impl Shared {
     fn serve(&self, slot: &Slot, station: &mut Station) -> io::Result<()> {
         let mut place = Place::default();
         while station.next()? {
-            if !self.complete.load(Ordering::Relaxed) {
-                self.early.store(true, Ordering::SeqCst);
-            }
             place.serve(&self.crew, slot, station)?;
         }
         Ok(())
-    }
-}
-
-/// Has the kernel look at a queue as often as it has entries. What came while its first entry was the only one, and had
-/// a request already, waits for an entry to answer, and would for ever if that request and all later ones do: so some
-/// come that do not wait. Who is asked is the mount itself, hence a thread of its own.
-fn stir(queue: usize, entries: usize, target: PathBuf) {
-    let ask = move || {
-        stay_on(queue);
-        for _ in 0..entries {
-            if rustix::fs::statfs(&target).is_err() {
-                return;
-            }
-        }
-    };
-    if let Err(error) = std::thread::Builder::new()
-        .name("gfs2-ring-stir".into())
-        .spawn(ask)
-    {
-        tracing::warn!("requests that came early may wait for later ones: {error}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Mounting by mount(2), agreeing with the kernel on what is served, and serving it.
 
 use super::abi::{self, InitFlags};
+use super::awake::Keepers;
 use super::convert::Nodes;
 use super::crew::Crew;
 use super::front::{Front, MAX_IO};
@@ -10,13 +11,14 @@ use super::request::{Op, decode};
 use super::rings::{Rings, Transport};
 use crate::error::Errno;
 use crate::ops::Fs;
-use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
-use std::ffi::CString;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,35 +32,20 @@ const PAGE: u32 = 4096;
 /// Read-ahead asked for, in KiB: one full READ request.
 const READ_AHEAD_KIB: u32 = 1024;
 
-/// A mount whose requests nobody answers yet. Dropping it unmounts (lazily).
+/// A filesystem that nobody sees yet. Dropping it ends it.
 #[derive(Debug)]
 pub struct MountedFuse {
-    fd: Option<OwnedFd>,
+    fd: OwnedFd,
+    /// The mount, not attached to anything: with its last descriptor it goes.
+    tree: OwnedFd,
     target: PathBuf,
     transport: Transport,
-    live: bool,
 }
 
-impl MountedFuse {
-    /// Keeps the mount in place when this is dropped.
-    fn keep(mut self) -> Option<OwnedFd> {
-        self.live = false;
-        self.fd.take()
-    }
-}
-
-impl Drop for MountedFuse {
-    fn drop(&mut self) {
-        if self.live {
-            let _ = rustix::mount::unmount(&self.target, UnmountFlags::DETACH);
-        }
-    }
-}
-
-/// Mounts `source` (as it is to show in `/proc/mounts`) of type `fstype` on `target`.
+/// Makes a filesystem of type `fstype` (`fuse.NAME`) for `target`, `source` as it is to show in `/proc/mounts`.
 ///
 /// # Errors
-/// The system's: `/dev/fuse` missing, no permission, a busy target.
+/// The system's: `/dev/fuse` missing, no permission.
 pub fn mount(
     source: &Path,
     target: &Path,
@@ -76,24 +63,63 @@ pub fn mount(
                 format!("/dev/fuse: {error}; load the fuse module (modprobe fuse)"),
             )
         })?;
+    let (kind, subtype) = fstype.split_once('.').unwrap_or((fstype, ""));
     let rootmode = std::fs::metadata(&target)?.st_mode() & 0o170_000;
-    let (uid, gid) = (
-        rustix::process::geteuid().as_raw(),
-        rustix::process::getegid().as_raw(),
-    );
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: String| fsconfig_set_string(&context, key, value);
+    fsconfig_set_string(&context, "source", source)?;
+    set("fd", fd.as_raw_fd().to_string())?;
+    set("rootmode", format!("{rootmode:o}"))?;
+    set("user_id", rustix::process::geteuid().as_raw().to_string())?;
+    set("group_id", rustix::process::getegid().as_raw().to_string())?;
+    if !subtype.is_empty() {
+        set("subtype", subtype.to_owned())?;
+    }
     // default_permissions: the kernel checks modes (and ACLs), it alone knows the caller's groups.
-    let data = format!(
-        "fd={},rootmode={rootmode:o},user_id={uid},group_id={gid},default_permissions,allow_other",
-        fd.as_raw_fd()
-    );
-    let data = CString::new(data)?;
-    let source = CString::new(source.as_os_str().as_bytes())?;
-    rustix::mount::mount(source.as_c_str(), &target, fstype, flags, Some(data.as_c_str()))?;
+    let of_filesystem = [
+        (MountFlags::RDONLY, "ro"),
+        (MountFlags::SYNCHRONOUS, "sync"),
+        (MountFlags::DIRSYNC, "dirsync"),
+    ];
+    let given = of_filesystem.iter().filter(|(flag, _)| flags.contains(*flag));
+    for word in ["default_permissions", "allow_other"]
+        .iter()
+        .chain(given.map(|(_, word)| word))
+    {
+        fsconfig_set_flag(&context, *word)?;
+    }
+    fsconfig_create(&context)?;
+    let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes(flags))?;
     Ok(MountedFuse {
-        fd: Some(fd),
+        fd,
+        tree,
         target,
         transport,
-        live: true,
+    })
+}
+
+/// What of the flags of mount(2) is the mount's and not the filesystem's.
+fn attributes(flags: MountFlags) -> MountAttrFlags {
+    let table = [
+        (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (MountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+        (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+        (MountFlags::STRICTATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+    ];
+    let of = |(flag, attribute): (MountFlags, MountAttrFlags)| flags.contains(flag).then_some(attribute);
+    table.into_iter().filter_map(of).collect()
+}
+
+/// Lets others see it.
+fn attach(tree: OwnedFd, target: &Path) -> io::Result<()> {
+    move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(|error| {
+        io::Error::new(
+            io::Error::from(error).kind(),
+            format!("{}: {error}", target.display()),
+        )
     })
 }
 
@@ -104,13 +130,19 @@ pub struct ServeOptions {
     pub acl: bool,
     /// How long the kernel may believe names and attributes; infinite while we alone can change them.
     pub ttl: Duration,
-    /// The kernel may keep the names of a directory.
+    /// The kernel may keep the names of a directory, and the targets of symlinks: what it answers itself moves no access
+    /// time.
     pub cache_dirs: bool,
     /// The kernel may keep writes, sizes and times, and write them back later: only while we alone have the volume.
     pub writeback_cache: bool,
+    /// How long after a request the processors are kept from halting while requests flow; zero: not at all.
+    pub busy_poll: Duration,
 }
 
-/// Answers requests until the filesystem is unmounted. `ready` is called once the mount is live.
+/// Attaches the mount to its target and answers requests until it is unmounted. `ready` is called once the mount is live.
+///
+/// Nobody may ask for anything before all rings are known to the kernel: what finds no entry then waits until another one
+/// of the same queue has been answered, though new entries have come meanwhile, and that one may wait for a lock.
 ///
 /// # Errors
 /// The device's; the filesystem is still to be shut down by the caller.
@@ -122,12 +154,14 @@ pub fn serve(
     ready: impl FnOnce(),
 ) -> io::Result<()> {
     let nodes = Nodes { root: fs.root().addr };
-    let target = mounted.target.clone();
-    let Some(fd) = &mounted.fd else {
-        return Err(io::ErrorKind::NotConnected.into());
-    };
-    let channel = Arc::new(Channel::new(fd.try_clone()?));
-    let by_ring = mounted.transport.wants_ring(&channel);
+    let MountedFuse {
+        fd,
+        tree,
+        target,
+        transport,
+    } = mounted;
+    let channel = Arc::new(Channel::new(fd));
+    let by_ring = transport.wants_ring(&channel);
     let agreed = agree(&channel, options, by_ring)?;
     let options = ServeOptions {
         writeback_cache: agreed.flags.contains(InitFlags::WRITEBACK_CACHE),
@@ -142,16 +176,18 @@ pub fn serve(
     // directories any more.
     let dir_handles = !options.cache_dirs || !agreed.flags.contains(InitFlags::NO_OPENDIR_SUPPORT);
     let front = Front::new(Arc::clone(fs), nodes, options, dir_handles);
-    let crew = Crew::new(channel, front, Arc::clone(notifications));
-    // The crew has its own descriptor; the mount ends when the kernel says so.
-    drop(mounted.keep());
-    set_read_ahead(target.clone());
+    let keepers = Keepers::start(options.busy_poll);
+    let awake = keepers.as_ref().map(|keepers| Arc::clone(keepers.awake()));
+    let crew = Crew::new(channel, front, Arc::clone(notifications), awake);
     let rings = agreed
         .flags
         .contains(InitFlags::OVER_IO_URING)
-        .then(|| Rings::start(&crew, &target));
-    ready();
-    let result = crew.run();
+        .then(|| Rings::start(&crew));
+    let result = attach(tree, &target).and_then(|()| {
+        set_read_ahead(target.clone());
+        ready();
+        crew.run()
+    });
     if let Some(rings) = rings {
         if result.is_err() {
             // Its threads wait for what the kernel sends as long as there is a mount.
@@ -224,7 +260,6 @@ fn answer_init(init: &abi::InitIn, options: ServeOptions, by_ring: bool) -> (abi
         | InitFlags::ASYNC_DIO
         | InitFlags::PARALLEL_DIROPS
         | InitFlags::MAX_PAGES
-        | InitFlags::CACHE_SYMLINKS
         | InitFlags::NO_OPENDIR_SUPPORT
         | InitFlags::EXPLICIT_INVAL_DATA
         | InitFlags::HANDLE_KILLPRIV_V2
@@ -232,6 +267,7 @@ fn answer_init(init: &abi::InitIn, options: ServeOptions, by_ring: bool) -> (abi
         | InitFlags::INIT_EXT
         | InitFlags::HAS_EXPIRE_ONLY;
     wanted.set(InitFlags::POSIX_ACL | InitFlags::DONT_MASK, options.acl);
+    wanted.set(InitFlags::CACHE_SYMLINKS, options.cache_dirs);
     wanted.set(InitFlags::WRITEBACK_CACHE, options.writeback_cache);
     wanted.set(InitFlags::OVER_IO_URING, by_ring);
     let flags = offered & wanted;
@@ -286,6 +322,7 @@ mod tests {
         ttl: Duration::ZERO,
         cache_dirs: true,
         writeback_cache: false,
+        busy_poll: Duration::ZERO,
     };
 
     fn init(minor: u32) -> abi::InitIn {
@@ -311,6 +348,13 @@ mod tests {
         let refused = (1 << 1) | (1 << 10) | (1 << 16) | (1 << 20) | (1 << 6);
         assert_eq!(out.flags & refused, 0);
         assert_eq!(out.flags2, 1 << 3);
+        assert!(agreed.flags.contains(InitFlags::CACHE_SYMLINKS));
+        let strict = ServeOptions {
+            cache_dirs: false,
+            ..OPTIONS
+        };
+        let (_, agreed) = answer_init(&init(37), strict, false);
+        assert!(!agreed.flags.contains(InitFlags::CACHE_SYMLINKS));
         let all = ServeOptions {
             acl: true,
             writeback_cache: true,

@@ -18,7 +18,7 @@ use gfs2_format::device::BlockDevice;
 use gfs2_format::ondisk::{Dinode, DinodeFlags, FileType, view_mut};
 use gfs2_format::{Block, BlockAddr, BlockEdit, Geometry, InodeNum};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Everything below the verbs.
 pub(crate) struct Engine {
@@ -34,6 +34,8 @@ pub(crate) struct Engine {
     pub(crate) ahead: ReadAhead,
     /// Bytes the caches may take; 0: no matter.
     pub(crate) budget: AtomicUsize,
+    /// No verb changes anything; a remount changes it.
+    pub(crate) read_only: AtomicBool,
     pub(crate) options: FsOptions,
     /// `sb_fs_format`.
     pub(crate) fs_format: u32,
@@ -48,9 +50,19 @@ impl Engine {
         self.cache.health()
     }
 
+    /// Does no verb change anything?
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// From now on, or no longer.
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Release);
+    }
+
     /// Refuses changes on a read-only mount and after a withdraw.
     pub(crate) fn check_writable(&self) -> FsResult<()> {
-        if self.options.read_only || self.journal.is_none() {
+        if self.is_read_only() || self.journal.is_none() {
             return Err(Errno::EROFS.into());
         }
         self.health().check_modify()

@@ -246,7 +246,7 @@ impl Engine {
 
     /// Lets nothing wait for the device any more, so that it can go.
     fn settle_all(&self) -> FsResult<()> {
-        let Some(journal) = self.journal.as_ref().filter(|_| !self.options.read_only) else {
+        let Some(journal) = self.journal.as_ref().filter(|_| !self.is_read_only()) else {
             return Ok(());
         };
         self.cache.data().write_all()?;

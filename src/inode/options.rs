@@ -18,7 +18,7 @@ pub enum AtimeMode {
 /// that makes it reachable, which is what `ordered` promises and `writeback` allows.
 #[derive(Clone, Copy, Debug)]
 pub struct FsOptions {
-    /// `ro`: no verb changes anything; orphans are left alone.
+    /// `ro`: at first no verb changes anything, and orphans are left alone.
     pub read_only: bool,
     /// `acl`: default ACLs are inherited.
     pub acl: bool,

@@ -463,6 +463,31 @@ impl InodeTable {
         any
     }
 
+    /// Waits until no inode is known that has no links, but no longer than `limit`. Gives how many are left.
+    pub(crate) fn wait_unlinked(&self, limit: Duration) -> usize {
+        let deadline = Instant::now() + limit;
+        let mut evicting = self.evicting.lock();
+        loop {
+            let left = self.unlinked();
+            if left == 0 || self.ended.wait_until(&mut evicting, deadline).timed_out() {
+                return left;
+            }
+        }
+    }
+
+    /// Entries without links.
+    fn unlinked(&self) -> usize {
+        let of = |lane: &Lane| {
+            let known = lane.known.lock();
+            known
+                .slots
+                .values()
+                .filter(|slot| slot.inode.is_unlinked())
+                .count()
+        };
+        self.lanes.iter().map(of).sum()
+    }
+
     /// Waits until an eviction of this address, if there is one, has ended. Gives false when the address is known
     /// otherwise.
     pub(crate) fn wait_evicted(&self, addr: BlockAddr) -> bool {

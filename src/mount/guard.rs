@@ -206,7 +206,9 @@ pub struct MountEntry {
     pub source: PathBuf,
     /// The mount point.
     pub target: PathBuf,
-    /// Is the mount, or the filesystem behind it, read-only?
+    /// Its device number, as the kernel shows it (`0:57`).
+    pub device: String,
+    /// Is the filesystem read-only, wherever it is mounted?
     pub read_only: bool,
 }
 
@@ -225,14 +227,15 @@ fn parse_mountinfo(line: &str) -> Option<MountEntry> {
     }
     let source = unescape(after.next()?);
     let super_options = after.next()?;
-    let mut before = before.split(' ').skip(4);
-    let target = unescape(before.next()?);
-    let mount_options = before.next()?;
+    let mut before = before.split(' ').skip(2);
+    let device = before.next()?.to_owned();
+    let target = unescape(before.nth(1)?);
     let says_ro = |options: &str| options.split(',').any(|word| word == "ro");
     Some(MountEntry {
         source: source.into(),
         target: target.into(),
-        read_only: says_ro(mount_options) || says_ro(super_options),
+        device,
+        read_only: says_ro(super_options),
     })
 }
 
@@ -298,6 +301,15 @@ mod tests {
         assert_eq!(entry.target, Path::new("/mnt/a b"));
         assert_eq!(entry.source, Path::new("/dev/disk\\x"));
         assert!(!entry.read_only);
+        assert_eq!(entry.device, "0:50");
+        // A mount that is read-only, of a filesystem that is not.
+        let bound = line.replacen("rw,relatime", "ro,relatime", 1);
+        assert!(!parse_mountinfo(&bound).unwrap().read_only);
+        assert!(
+            parse_mountinfo(&line.replace("rw,user", "ro,user"))
+                .unwrap()
+                .read_only
+        );
         assert_eq!(parse_mountinfo(&line.replace("fuse.gfs2", "ext4")), None);
         assert_eq!(unescape(r"end\0"), r"end\0");
     }

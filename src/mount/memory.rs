@@ -23,8 +23,10 @@ pub const DEFAULT_LEAST: usize = 64 << 20;
 /// Of the memory a mount may take, what its caches may count for themselves: the rest is lost between their pieces, which
 /// come and go in all sizes. Measured: a process takes 1.6 times what its caches count, and 12 MiB.
 const CACHES: (usize, usize) = (5, 8);
-/// Time between two times that free memory of the heap goes back to the system, while caches are being cut.
-const GIVE_BACK: Duration = Duration::from_secs(10);
+/// By how much the process may grow before free memory of the heap goes back to the system.
+const GROWTH: usize = 12 << 20;
+/// Of the time, what giving back may take at most: a twentieth.
+const GIVE_BACK_SHARE: u32 = 20;
 /// How often it is looked whether the budget is kept, without an alarm.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -87,15 +89,57 @@ impl Alarm {
         }
     }
 
-    /// Whether the caches are to be cut, or just to be looked at; `None`: to stop.
-    fn wait(&self) -> Option<bool> {
+    /// Waits until the caches are to be looked at; false: to stop.
+    fn wait(&self) -> bool {
         let mut wanted = self.wanted.lock();
         if !wanted.cut && !wanted.stop {
             self.wake.wait_for(&mut wanted, LOOK);
         }
-        let cut = std::mem::take(&mut wanted.cut);
+        wanted.cut = false;
         self.given.store(false, Ordering::Release);
-        (!wanted.stop).then_some(cut)
+        !wanted.stop
+    }
+}
+
+/// What this process has in memory, in bytes.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    resident_of(&text)
+}
+
+fn resident_of(status: &str) -> usize {
+    let kib = status.lines().find_map(|line| {
+        let kib = line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?;
+        kib.trim().parse::<usize>().ok()
+    });
+    kib.map_or(0, |kib| kib.saturating_mul(1024))
+}
+
+/// When free memory of the heap goes back to the system: a machine without a clock.
+#[derive(Debug)]
+struct Growth {
+    /// What the process had when that was done last, or least since.
+    least: usize,
+    /// Not before.
+    due: Instant,
+}
+
+impl Growth {
+    fn new(resident: usize, now: Instant) -> Self {
+        Self {
+            least: resident,
+            due: now,
+        }
+    }
+
+    fn is_due(&mut self, resident: usize, now: Instant) -> bool {
+        self.least = self.least.min(resident);
+        now >= self.due && resident - self.least >= GROWTH
+    }
+
+    fn given_back(&mut self, resident: usize, began: Instant, now: Instant) {
+        self.least = resident;
+        self.due = now + now.saturating_duration_since(began) * GIVE_BACK_SHARE;
     }
 }
 
@@ -120,13 +164,13 @@ impl MemoryKeeper {
             .name("gfs2-memory".into())
             .spawn(move || {
                 let mut relief = Relief::new(caches);
-                let (mut cut, mut given_back) = (false, Instant::now());
-                while let Some(asked) = heard.wait() {
+                let mut growth = Growth::new(resident(), Instant::now());
+                while heard.wait() {
                     fs.relieve(&mut relief, &|inodes| prune(&notifications, inodes));
-                    cut |= asked;
-                    if cut && given_back.elapsed() >= GIVE_BACK {
+                    let began = Instant::now();
+                    if growth.is_due(resident(), began) {
                         heap::give_back();
-                        (cut, given_back) = (false, Instant::now());
+                        growth.given_back(resident(), began, Instant::now());
                     }
                 }
             })?;
@@ -193,9 +237,25 @@ mod tests {
         let alarm = Alarm::default();
         alarm.give();
         alarm.give();
-        assert_eq!(alarm.wait(), Some(true));
+        assert!(alarm.wait());
         assert!(!alarm.wanted.lock().cut);
         alarm.wanted.lock().stop = true;
-        assert_eq!(alarm.wait(), None);
+        assert!(!alarm.wait());
+    }
+
+    #[test]
+    fn memory_goes_back_when_the_process_grew_and_not_all_the_time() {
+        assert_eq!(resident_of("VmHWM:\t  900 kB\nVmRSS:\t  512 kB\n"), 512 << 10);
+        assert!(resident() > 0);
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut growth = Growth::new(50 << 20, start);
+        assert!(!growth.is_due((50 << 20) + GROWTH - 1, at(1)));
+        // It has shrunk by itself: that is where it grows from.
+        assert!(!growth.is_due(40 << 20, at(2)));
+        assert!(growth.is_due((40 << 20) + GROWTH, at(3)));
+        growth.given_back(45 << 20, at(3), at(13));
+        assert!(!growth.is_due(90 << 20, at(13 + 199)));
+        assert!(growth.is_due(90 << 20, at(13 + 200)));
     }
 }

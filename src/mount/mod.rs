@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod cli;
+pub mod control;
 pub mod device;
 pub mod guard;
 mod heap;

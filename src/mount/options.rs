@@ -7,6 +7,9 @@ use super::memory::{LEAST, parse_size};
 use crate::fuse::Transport;
 use std::fmt;
 
+/// The longest `busy_poll=`, in microseconds: what waits longer than this for a request does not gain by being awake.
+const BUSY_POLL_MAX_US: u32 = 100_000;
+
 /// What to do after corruption was met (`errors=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OnError {
@@ -62,6 +65,8 @@ pub struct MountOptions {
     pub writeback_cache: bool,
     /// `io_uring`, `no_io_uring`: how the kernel's requests come.
     pub transport: Transport,
+    /// `busy_poll=`, microseconds; 0: not.
+    pub busy_poll_us: u32,
     /// `memory=`, bytes; 0: by the machine's memory.
     pub memory: usize,
     /// Access times.
@@ -104,6 +109,7 @@ impl Default for MountOptions {
             barrier: true,
             writeback_cache: false,
             transport: Transport::Auto,
+            busy_poll_us: 0,
             memory: 0,
             atime: Atime::Relative,
             nodiratime: false,
@@ -216,6 +222,7 @@ const KNOWN: &[&str] = &[
     "nowriteback_cache",
     "io_uring",
     "no_io_uring",
+    "busy_poll=",
     "memory=",
     "discard",
     "nodiscard",
@@ -348,6 +355,7 @@ impl MountOptions {
             ("nowriteback_cache", None) => self.writeback_cache = false,
             ("io_uring", None) => self.transport = Transport::Ring,
             ("no_io_uring", None) => self.transport = Transport::Device,
+            ("busy_poll", Some(v)) => self.busy_poll_us = number(v, 0, BUSY_POLL_MAX_US)?,
             ("memory", Some(v)) => match parse_size(v) {
                 Some(bytes) if bytes >= LEAST => self.memory = bytes,
                 _ => return Err(Some("wants a size of at least 16M, such as 512M or 2G".into())),

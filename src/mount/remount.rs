@@ -1,7 +1,12 @@
-//! `-o remount`: the generic flags of a live mount; what is GFS2's own stays as it was mounted.
+//! `-o remount`: the generic flags of a live mount, read-only and read-write among them; what is GFS2's own stays as it
+//! was mounted.
+//!
+//! The kernel changes flags, the daemon takes its journal into use or leaves it clean. Order: nobody may write before the
+//! journal is live, nor after it has been left.
 
 use super::cli::{MountError, MountRequest};
-use super::guard::our_mounts;
+use super::control::{Command, ask};
+use super::guard::{MountEntry, our_mounts};
 use super::options::{Atime, MountOptions};
 use rustix::mount::MountFlags;
 
@@ -46,11 +51,36 @@ pub fn run(request: &MountRequest) -> Result<(), MountError> {
             mount.source.display()
         )));
     }
-    if mount.read_only && !request.options.read_only {
-        return Err(MountError::fail(format!(
-            "{target} is mounted read-only and cannot be made writable in place; unmount it and mount it read-write"
-        )));
+    let change = || {
+        rustix::mount::mount_remount(&request.target, mount_flags(&request.options), "")
+            .map_err(|error| MountError::fail(format!("{target}: remount: {error}")))
+    };
+    if request.options.read_only {
+        change()?;
+        return tell(&mount, Command::ReadOnly);
     }
-    rustix::mount::mount_remount(&request.target, mount_flags(&request.options), "")
-        .map_err(|error| MountError::fail(format!("{target}: remount: {error}")))
+    tell(&mount, Command::ReadWrite)?;
+    let changed = change();
+    if changed.is_err() && mount.read_only {
+        tell(&mount, Command::ReadOnly)?;
+    }
+    changed
+}
+
+/// Has the daemon do its part.
+fn tell(mount: &MountEntry, command: Command) -> Result<(), MountError> {
+    let target = mount.target.display();
+    let read_only = command == Command::ReadOnly;
+    match ask(&mount.device, command) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(why)) if read_only => Err(MountError::fail(format!("{target}: remount,ro: {why}"))),
+        Ok(Err(why)) => Err(MountError::fail(format!(
+            "{target} cannot be made writable: {why}; it stays read-only"
+        ))),
+        // Nothing is to be done.
+        Err(_) if mount.read_only == read_only => Ok(()),
+        Err(error) => Err(MountError::fail(format!(
+            "{target}: its daemon does not answer ({error}); unmount it and mount it again"
+        ))),
+    }
 }

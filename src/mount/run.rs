@@ -4,8 +4,9 @@
 //! wrong with the input has been looked at, and the mount is live only when the journal is.
 
 use super::cli::{MountError, MountRequest};
+use super::control::{Command, Control, Stop};
 use super::device::MountDevice;
-use super::guard::{DeviceGuard, FS_TYPE};
+use super::guard::{DeviceGuard, FS_TYPE, our_mounts};
 use super::options::{Atime, MountOptions};
 use super::remount::mount_flags;
 use super::start::{Plan, Started, start};
@@ -15,7 +16,11 @@ use gfs2_format::device::{BlockDevice, OpenOptions};
 use gfs2_format::ondisk::Superblock;
 use gfs2_format::volume::{DeviceReader, Volume, read_rindex, read_superblock};
 use gfs2_format::{Error, Geometry, Jid};
+use rustix::mount::UnmountFlags;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::thread::Scope;
 use std::time::Duration;
 
 /// Names and attributes may be believed for as long as we hold the locks, and on one node that is for ever.
@@ -94,19 +99,75 @@ fn live(
         tracing::info!("requests: {counters}");
         tracing::info!("memory: {}", fs.memory());
     };
-    let _signals = super::signals::listen(&request.target, report)
-        .map_err(|error| MountError::system(format!("signals: {error}")))?;
     let options = ServeOptions {
         acl: request.options.acl,
         ttl: TTL,
         cache_dirs: request.options.atime != Atime::Strict,
         writeback_cache: request.options.writeback_cache && !request.options.read_only,
+        busy_poll: Duration::from_micros(u64::from(request.options.busy_poll_us)),
     };
     let mut told = Ok(());
-    let served = serve(&started.fs, mounted, options, &started.notifications, || {
-        told = ready()
+    let served = std::thread::scope(|scope| {
+        // Both end when this has been served.
+        let (mut signals, mut stop) = (None, None);
+        serve(&started.fs, mounted, options, &started.notifications, || {
+            match super::signals::listen(&request.target, report) {
+                Ok(termination) => signals = Some(termination),
+                Err(error) => {
+                    told = Err(MountError::system(format!("signals: {error}")));
+                    // Which ends the service.
+                    let _ = rustix::mount::unmount(&request.target, UnmountFlags::DETACH);
+                    return;
+                }
+            }
+            match listen_to_helper(started, &request.target, scope) {
+                Ok(end) => stop = Some(end),
+                Err(error) => {
+                    tracing::warn!("a remount cannot make this mount read-only or writable: {error}");
+                }
+            }
+            told = ready();
+        })
     });
     told.and(served.map_err(|error| MountError::fail(format!("FUSE: {error}"))))
+}
+
+/// Has a thread do what the helper asks of the mount on `target`, until what is given is dropped.
+fn listen_to_helper<'scope>(
+    started: &'scope Started,
+    target: &Path,
+    scope: &'scope Scope<'scope, '_>,
+) -> io::Result<Stop> {
+    let mount = our_mounts()
+        .into_iter()
+        .rev()
+        .find(|mount| mount.target == target);
+    let device = mount.ok_or(io::ErrorKind::NotFound)?.device;
+    let (control, stop) = Control::open(&device)?;
+    std::thread::Builder::new()
+        .name("gfs2-control".into())
+        .spawn_scoped(scope, move || {
+            control.serve(|command| obey(started, &device, command))
+        })?;
+    Ok(stop)
+}
+
+/// Does what the mount helper asks for.
+fn obey(started: &Started, device: &str, command: Command) -> Result<(), String> {
+    let done = match command {
+        Command::ReadWrite => started.make_writable(),
+        Command::ReadOnly => {
+            // Those who write would be left with errors.
+            let writable = our_mounts()
+                .iter()
+                .any(|mount| mount.device == device && !mount.read_only);
+            if writable {
+                return Err("the kernel still has it read-write".into());
+            }
+            started.make_read_only()
+        }
+    };
+    done.map_err(|error| error.message)
 }
 
 /// Reads what must be right before anything is done, in the order that gives the clearest message.

@@ -21,6 +21,7 @@ use dlm_client::{Dlm, JoinOptions, LocalDlm};
 use gfs2_format::Jid;
 use gfs2_format::device::BlockDevice;
 use gfs2_format::volume::{JournalFile, Volume};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,10 +38,20 @@ pub struct Started {
     glocks: Arc<GlockTable>,
     /// Held as long as the mount lives; last taken, first given back.
     held: Vec<GlockGuard>,
-    timers: Timers,
     /// Keeps the caches within `memory=`.
     memory: MemoryKeeper,
-    /// Commits by the clock and keeps the log short; not on a read-only mount.
+    journal: Option<Arc<Journal>>,
+    writers: Mutex<Writers>,
+    /// Why this mount cannot be made writable, if it cannot.
+    never: Option<&'static str>,
+    options: MountOptions,
+}
+
+/// The threads that only a mount has that may write.
+#[derive(Debug, Default)]
+struct Writers {
+    timers: Timers,
+    /// Commits by the clock and keeps the log short.
     log_daemon: Option<LogDaemon>,
 }
 
@@ -80,6 +91,16 @@ impl Plan<'_> {
             format!("{table}.s")
         } else {
             format!("{table}.{}", self.jid)
+        }
+    }
+
+    /// Why a remount cannot make it writable, if it cannot.
+    fn never_writable(&self) -> Option<&'static str> {
+        match self.options {
+            MountOptions { spectator: true, .. } => Some("a spectator has no journal"),
+            MountOptions { meta: true, .. } => Some("the metadata view is read-only"),
+            _ if !self.writable => Some("the device cannot be written"),
+            _ => None,
         }
     }
 
@@ -222,12 +243,10 @@ fn start_locked(
         }
         None => None,
     };
-    let live = journal.as_ref().filter(|_| !read_only);
-    let log_daemon = live.map(LogDaemon::start).transpose().map_err(refused)?;
     let config = FsConfig {
         volume: plan.volume.clone(),
         cache,
-        journal,
+        journal: journal.clone(),
         glocks: Arc::clone(glocks),
         options: fs_options(plan.options, read_only),
     };
@@ -241,20 +260,21 @@ fn start_locked(
     }
     let memory = MemoryKeeper::start(&fs, &notifications, budget)
         .map_err(|error| MountError::system(format!("cannot start a thread: {error}")))?;
-    let timers = if read_only {
-        Timers::default()
-    } else {
-        timers(&fs, plan.options, glocks)?
-    };
-    Ok(Started {
+    let started = Started {
         fs,
         notifications,
         glocks: Arc::clone(glocks),
         held: held.guards,
-        timers,
         memory,
-        log_daemon,
-    })
+        journal,
+        writers: Mutex::default(),
+        never: plan.never_writable(),
+        options: plan.options.clone(),
+    };
+    if !read_only {
+        *started.writers.lock() = started.start_writers()?;
+    }
+    Ok(started)
 }
 
 /// Our journal, with the node's own files locked.
@@ -363,6 +383,65 @@ impl Started {
         &self.glocks
     }
 
+    fn start_writers(&self) -> Result<Writers, MountError> {
+        let log_daemon = self.journal.as_ref().map(LogDaemon::start).transpose();
+        Ok(Writers {
+            log_daemon: log_daemon.map_err(|error| MountError::fail(explain(&error)))?,
+            timers: timers(&self.fs, &self.options, &self.glocks)?,
+        })
+    }
+
+    /// Makes the mount writable, as the kernel does: behind a clean head of our journal, whose lock was ours all the time.
+    ///
+    /// # Errors
+    /// One line: it cannot be, or the journal is not clean. The mount stays read-only.
+    pub fn make_writable(&self) -> Result<(), MountError> {
+        let mut writers = self.writers.lock();
+        if !self.fs.is_read_only() {
+            return Ok(());
+        }
+        if let Some(why) = self.never {
+            return Err(MountError::fail(why));
+        }
+        self.fs
+            .make_writable()
+            .map_err(|error| MountError::fail(explain(&error)))?;
+        match self.start_writers() {
+            Ok(started) => *writers = started,
+            Err(error) => {
+                // Nothing has been written: the kernel still refuses that.
+                if let Err(second) = self.fs.make_read_only() {
+                    tracing::error!("the journal is left for recovery at the next mount: {second}");
+                }
+                return Err(error);
+            }
+        }
+        tracing::info!("remounted read-write");
+        Ok(())
+    }
+
+    /// Makes the mount read-only, with everything in place and the journal clean. The kernel must have ended all writing.
+    ///
+    /// # Errors
+    /// One line: what could not be written. The mount is read-only all the same.
+    pub fn make_read_only(&self) -> Result<(), MountError> {
+        let mut writers = self.writers.lock();
+        if self.fs.is_read_only() {
+            return Ok(());
+        }
+        let Writers { timers, log_daemon } = std::mem::take(&mut *writers);
+        timers.stop();
+        let result = self.fs.make_read_only();
+        drop(log_daemon);
+        result.map_err(|error| {
+            MountError::fail(format!(
+                "the journal is left for recovery at the next mount: {error}"
+            ))
+        })?;
+        tracing::info!("remounted read-only");
+        Ok(())
+    }
+
     /// Evicts, syncs, leaves the journal clean and the locks free.
     ///
     /// # Errors
@@ -373,16 +452,19 @@ impl Started {
             notifications: _,
             glocks,
             held,
-            timers,
             memory,
-            log_daemon,
+            journal,
+            writers,
+            never: _,
+            options: _,
         } = self;
+        let Writers { timers, log_daemon } = writers.into_inner();
         timers.stop();
         drop(memory);
         glocks.set_kernel_cache(None);
         let result = fs.shutdown();
         drop(log_daemon);
-        drop(fs);
+        drop((fs, journal));
         for guard in held.into_iter().rev() {
             drop(guard);
         }

@@ -228,11 +228,11 @@ fn make(
     let need = 1 + u64::from(acl_cost.blocks) + u64::from(cost.blocks);
     let top = dir.addr() == root || dir.dinode().flags().contains(DinodeFlags::TOPDIR);
     let goal = BlockAddr::new(dir.dinode().goal_meta.get());
-    let hold = engine.rgrps.reserve(&Want {
+    let want = Want {
         spread: is_dir && top,
         ..Want::near(goal, need)
-    })?;
-    let (addr, locks) = pick(engine, &hold, goal)?;
+    };
+    let Place { hold, addr, locks } = place(engine, &want)?;
     let touched = u64::from(acl_cost.touched) + u64::from(cost.touched) + 2;
     let reservation = Reservation::blocks(touched + hold.alloc_cost(need));
     let mut work = engine.begin(reservation, Some(hold))?;
@@ -295,10 +295,57 @@ struct Locks {
     iopen: GlockGuard,
 }
 
-/// Chooses the block of a new inode: a free one whose locks can be had without waiting for anybody, since the group is
-/// held already. (Somebody may still be at the inode that stood there before.)
-fn pick(engine: &Engine, hold: &Hold, goal: BlockAddr) -> FsResult<(BlockAddr, Locks)> {
-    let mut avoid = Vec::new();
+/// Where a new inode goes: its group, held, a free block of that, and the locks of the inode there.
+#[derive(Debug)]
+struct Place {
+    hold: Hold,
+    addr: BlockAddr,
+    locks: Locks,
+}
+
+/// What a look at the free blocks of a group gave.
+#[derive(Debug)]
+enum Picked {
+    /// A block whose locks nobody had.
+    Free(BlockAddr, Locks),
+    /// None: these may be cached by other nodes, the others are in use here.
+    Cached(Vec<BlockAddr>),
+}
+
+/// Chooses the block of a new inode and holds its group.
+///
+/// First one whose locks can be had at once. If other nodes cache those of all of them (they deleted the inodes that
+/// stood there), they are asked for them: with no group held, for inode locks come before those of groups; that of the
+/// parent is held, as it should be.
+fn place(engine: &Engine, want: &Want) -> FsResult<Place> {
+    let hold = engine.rgrps.reserve(want)?;
+    let cached = match pick(engine, &hold, want.goal)? {
+        Picked::Free(addr, locks) => return Ok(Place { hold, addr, locks }),
+        Picked::Cached(cached) => cached,
+    };
+    drop(hold);
+    for addr in cached {
+        let iopen = engine.iopen_glock(addr)?;
+        let iopen = iopen.acquire(State::Sh, HolderFlags::EXACT | HolderFlags::NOPID)?;
+        let glock = engine.inode_glock(addr)?;
+        let guard = glock.acquire(State::Ex, HolderFlags::SKIP)?;
+        let locks = Locks { guard, glock, iopen };
+        // Meanwhile somebody may have come to know an inode there, or have taken the block for something else.
+        if engine.inodes.knows(addr) {
+            continue;
+        }
+        let hold = engine.rgrps.hold_of(addr)?;
+        if u64::from(hold.available()) >= want.need && hold.is_free(addr)? {
+            return Ok(Place { hold, addr, locks });
+        }
+    }
+    Err(Errno::ENOSPC.into())
+}
+
+/// Looks for a free block of a held group whose locks can be had without waiting for anybody. (Somebody may still be at
+/// the inode that stood there before.)
+fn pick(engine: &Engine, hold: &Hold, goal: BlockAddr) -> FsResult<Picked> {
+    let (mut avoid, mut cached) = (Vec::new(), Vec::new());
     while avoid.len() < PICK_TRIES {
         let Some(addr) = hold.pick(goal, &avoid) else {
             break;
@@ -309,12 +356,13 @@ fn pick(engine: &Engine, hold: &Hold, goal: BlockAddr) -> FsResult<(BlockAddr, L
             if let Some(iopen) = iopen.try_acquire(State::Sh, HolderFlags::EXACT | HolderFlags::NOPID)?
                 && let Some(guard) = glock.try_acquire(State::Ex, HolderFlags::SKIP)?
             {
-                return Ok((addr, Locks { guard, glock, iopen }));
+                return Ok(Picked::Free(addr, Locks { guard, glock, iopen }));
             }
+            cached.push(addr);
         }
         avoid.push(addr);
     }
-    Err(Errno::ENOSPC.into())
+    Ok(Picked::Cached(cached))
 }
 
 /// Owner, mode, flags and ACLs of a new inode.

@@ -17,11 +17,11 @@ use gfs2_format::ondisk::{Dinode, FileType};
 use gfs2_format::{BlockAddr, InodeNum};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 /// How long a verb that found no space waits for evictions under way.
-const EVICTION_WAIT: Duration = Duration::from_secs(10);
+pub(super) const EVICTION_WAIT: Duration = Duration::from_secs(10);
 
 /// Inodes a crash left unlinked that are deallocated for a verb that found no space, before it tries again.
 const ORPHANS_AT_ONCE: u64 = 16;
@@ -31,10 +31,10 @@ const ORPHANS_AT_ONCE: u64 = 16;
 pub struct Fs {
     pub(super) engine: Engine,
     pub(super) handles: Handles,
-    totals: Totals,
+    pub(super) totals: Totals,
     root: InodeNum,
     /// Writes data back in the background.
-    flusher: Mutex<Option<DataFlusher>>,
+    pub(super) flusher: Mutex<Option<DataFlusher>>,
     /// Keeps the root known.
     root_ref: Mutex<Option<InodeRef>>,
 }
@@ -84,6 +84,7 @@ impl Fs {
             inodes,
             ahead: ReadAhead::default(),
             budget: AtomicUsize::new(0),
+            read_only: AtomicBool::new(options.read_only),
             options,
             fs_format: volume.superblock.fs_format.get(),
         };
@@ -91,7 +92,7 @@ impl Fs {
         let root = read_number(&engine, volume.system.root)?;
         let root_ref = engine.inode(root, FileType::Dir)?;
         drop(engine.shared_any(&root_ref)?);
-        let writes = engine.journal.is_some() && !engine.options.read_only;
+        let writes = engine.journal.is_some() && !engine.is_read_only();
         let flusher = writes.then(|| DataFlusher::start(&engine.cache)).transpose()?;
         Ok(Self {
             flusher: Mutex::new(flusher),
@@ -191,7 +192,7 @@ impl Fs {
     /// I/O errors.
     pub fn sync(&self) -> FsResult<()> {
         self.run("sync", |engine| {
-            let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
+            let Some(journal) = engine.journal.as_ref().filter(|_| !engine.is_read_only()) else {
                 return Ok(());
             };
             // The data first: the log then need not wait for it. An error of it does not keep the rest from being
@@ -252,7 +253,7 @@ impl Fs {
             .engine
             .journal
             .as_ref()
-            .filter(|_| !self.engine.options.read_only);
+            .filter(|_| !self.engine.is_read_only());
         if let Some(journal) = journal.filter(|_| !self.engine.health().is_withdrawn()) {
             result = result.and(self.engine.cache.data().write_all());
             result = result.and(self.totals.sync(&self.engine));

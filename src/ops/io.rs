@@ -274,7 +274,7 @@ fn sync_file(engine: &Engine, open: &Open, datasync: bool) -> FsResult<()> {
 
 /// Makes an inode durable.
 fn sync_inode(engine: &Engine, inode: &Inode, datasync: bool) -> FsResult<()> {
-    let Some(journal) = engine.journal.as_ref().filter(|_| !engine.options.read_only) else {
+    let Some(journal) = engine.journal.as_ref().filter(|_| !engine.is_read_only()) else {
         return Ok(());
     };
     let name = inode.glock().name();

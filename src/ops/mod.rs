@@ -16,6 +16,7 @@ mod handle;
 mod io;
 mod names;
 mod readdir;
+mod remount;
 mod rename;
 pub mod types;
 mod xattrs;

@@ -32,7 +32,6 @@ impl FreeMap {
     }
 
     /// May this block be allocated?
-    #[cfg(test)]
     pub(crate) fn contains(&self, at: u32) -> bool {
         self.word(at as usize / 64) >> (at % 64) & 1 == 1
     }

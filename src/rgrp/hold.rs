@@ -246,6 +246,15 @@ impl Hold {
         None
     }
 
+    /// May a new dinode take this block?
+    ///
+    /// # Errors
+    /// It is not of this group.
+    pub(crate) fn is_free(&self, block: BlockAddr) -> FsResult<bool> {
+        let (at, _) = self.run_of(Extent::single(block))?;
+        Ok(self.group.core().map.contains(at))
+    }
+
     /// Makes the block of [`Hold::pick`] a dinode and gives its formal number.
     ///
     /// # Errors

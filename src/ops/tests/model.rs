@@ -92,8 +92,9 @@ impl World {
     }
 
     fn remount(&mut self) {
-        for (rig, handle, id) in std::mem::take(&mut self.open) {
+        while let Some((rig, handle, id)) = self.open.pop() {
             self.rigs[rig].fs.release(handle);
+            // The last of its handles.
             self.reap(id);
         }
         let rigs = self.rigs.len();

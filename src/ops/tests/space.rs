@@ -1,10 +1,11 @@
 //! Goal: no space is an answer, never damage. Method: fill small volumes by every verb that allocates, with deletes in
 //! between, and have the reference checker look.
 
-use super::rig::{ROOT_USER, Rig, check, mount, volume};
+use super::rig::{ROOT_USER, Rig, check, mount, mount_with, volume};
 use crate::error::Errno;
-use crate::ops::OpenFlags;
 use crate::ops::types::{RenameMode, SetAttr, XattrMode};
+use crate::ops::{FsOptions, OpenFlags};
+use dlm_client::LocalDlm;
 use fastrand::Rng;
 use gfs2_format::BlockAddr;
 use gfs2_format::device::BlockDevice;
@@ -157,5 +158,57 @@ fn space_of_deleted_files_can_be_used_at_once() {
         rig.fs.forget(file, 1);
     }
     rig.unmount();
+    check(&device);
+}
+
+/// Goal: blocks whose inodes another node deleted are free, though it still has their locks. Method: one node fills the
+/// volume with inodes, deletes them and keeps the locks; the other makes a file in every block that is left to it.
+#[test]
+fn space_that_another_node_has_the_locks_of_is_space() {
+    let device = volume(64, 4096, 2);
+    let shared = Arc::clone(&device) as Arc<dyn BlockDevice>;
+    let dlm = LocalDlm::new();
+    let [ours, other] = [0, 1].map(|jid| mount_with(&shared, &dlm, jid, FsOptions::default()));
+    // Not as many as a volume of this size has room for.
+    let large = other.create(other.root(), "large").num.addr;
+    let blocks = other.fs.statfs().unwrap().free - 1500;
+    other.write(large, 0, &vec![7; blocks as usize * 4096]).unwrap();
+    other.fs.forget(large, 1);
+    let fill = |rig: &Rig, who: &str| {
+        let dir = rig.mkdir(rig.root(), who).num.addr;
+        let mut files = Vec::new();
+        loop {
+            let name = format!("{}", files.len());
+            let made = rig
+                .fs
+                .mknod(&ROOT_USER, dir, name.as_bytes(), 0o100_644, 0, (0, 0));
+            match made.map_err(|error| error.errno()) {
+                Ok(entry) => files.push(entry.attr.num.addr),
+                Err(Errno::ENOSPC) => return (dir, files),
+                Err(error) => panic!("{name}: {error:?}"),
+            }
+        }
+    };
+    let (dir, files) = fill(&other, "other");
+    assert!(files.len() > 100, "only {} files", files.len());
+    for (n, file) in files.iter().enumerate() {
+        other
+            .fs
+            .unlink(&ROOT_USER, dir, n.to_string().as_bytes())
+            .unwrap();
+        other.fs.forget(*file, 1);
+    }
+    other.fs.rmdir(&ROOT_USER, other.root(), b"other").unwrap();
+    other.fs.forget(dir, 1);
+    let (_, mine) = fill(&ours, "ours");
+    // How names share leaves is chance.
+    assert!(
+        mine.len() + 4 >= files.len(),
+        "{} files fit, then {} on the other node",
+        files.len(),
+        mine.len()
+    );
+    other.unmount();
+    ours.unmount();
     check(&device);
 }
