@@ -55,6 +55,8 @@ pub(crate) enum Phase {
     Journals,
     /// The resource index and the groups' headers and bitmap blocks.
     Rgrps,
+    /// Heights of inodes: nothing that a wrong one shows is true.
+    Shapes,
     /// Dinodes, their trees, their attributes; which blocks are in use. From here on blocks can be allocated.
     Inodes,
     /// Blocks with several owners.
@@ -114,7 +116,8 @@ pub(crate) const fn plan(kind: Kind) -> Option<(Phase, &'static str)> {
         DinodeMode => (Phase::Inodes, "Remove the invalid inode?"),
         DinodeBlocks => (Phase::Inodes, "Okay to fix the block count for the inode?"),
         DinodeGoal => (Phase::Inodes, "Fix goal block in inode?"),
-        DinodeHeight | DinodeSize | DinodeFlags => (Phase::Inodes, "Fix the inode?"),
+        DinodeHeight => (Phase::Shapes, "Fix the inode?"),
+        DinodeSize | DinodeFlags => (Phase::Inodes, "Fix the inode?"),
         Pointer | IndirectType | TableEnd => (Phase::Inodes, "Zero the block pointer?"),
         NotMarked | DinodeNotMarked | NotADinode => (Phase::Inodes, "Fix the bitmap?"),
         Unlinked => (Phase::Inodes, "Clear the unlinked block?"),
