@@ -11,7 +11,6 @@
     reason = "a test that cannot go on must fail"
 )]
 
-#[allow(dead_code, unreachable_pub, reason = "shared by several tests")]
 mod support;
 
 use gfs2_format::device::{BlockDevice, LogEntry, MemDevice, RecordDevice};

@@ -38,7 +38,10 @@ fn block(edit: &mut Editor<'_>, first: BlockAddr, last: BlockAddr, target: Block
     };
     let bytes = edit.read(target)?;
     if first != last && MetaHeader::check(&bytes, target, MetaType::Lf).is_ok() {
-        let (slots, others) = (leaf_slots(edit, first, target.get())?, leaf_slots(edit, last, target.get())?);
+        let (slots, others) = (
+            leaf_slots(edit, first, target.get())?,
+            leaf_slots(edit, last, target.get())?,
+        );
         if !slots.is_empty() && !others.is_empty() {
             return leaf(edit, (first, slots), (last, others));
         }

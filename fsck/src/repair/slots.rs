@@ -71,7 +71,11 @@ pub(super) fn leaf_slots(edit: &Editor<'_>, dir: BlockAddr, leaf: u64) -> Result
             let head = if depth == 0 { DINODE_SIZE } else { META_HEADER_SIZE };
             if depth == 0 || MetaHeader::check(&bytes, block, MetaType::In).is_ok() {
                 let inside = |raw: &u64| *raw != 0 && *raw < geometry.end();
-                below.extend(crate::pass::tree::pointers(&bytes, head).filter(inside).map(BlockAddr::new));
+                below.extend(
+                    crate::pass::tree::pointers(&bytes, head)
+                        .filter(inside)
+                        .map(BlockAddr::new),
+                );
             }
         }
         below.sort_unstable();
@@ -81,7 +85,11 @@ pub(super) fn leaf_slots(edit: &Editor<'_>, dir: BlockAddr, leaf: u64) -> Result
     let mut found = Vec::new();
     for block in level {
         let bytes = edit.read(block)?;
-        let head = if block == dir { DINODE_SIZE } else { META_HEADER_SIZE };
+        let head = if block == dir {
+            DINODE_SIZE
+        } else {
+            META_HEADER_SIZE
+        };
         if block != dir && MetaHeader::check(&bytes, block, MetaType::Jd).is_err() {
             continue;
         }
