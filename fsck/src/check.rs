@@ -25,6 +25,9 @@ const KEPT: u64 = 8;
 /// Findings that wait for their paths at most.
 const TOLD: usize = 1 << 14;
 
+/// Blocks that are read at most to find out the heights of inodes, of a volume on which all are doubtful.
+const SHAPE_READS: u32 = 1 << 20;
+
 /// Why a check ends early.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -140,6 +143,8 @@ pub(crate) struct Check<'a> {
     repairs: Option<Repairs<'a>>,
     /// Errors of this round that are not to be repaired (again).
     left: u64,
+    /// Blocks that may still be read to find out the heights of inodes.
+    pub(crate) shape_reads: u32,
 }
 
 /// Of a run that repairs: what waits for its repair, and what became of earlier findings.
@@ -178,6 +183,7 @@ impl<'a> Check<'a> {
             weight: 0,
             repairs: None,
             left: 0,
+            shape_reads: SHAPE_READS,
         }
     }
 

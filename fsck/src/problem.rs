@@ -131,8 +131,8 @@ kinds! {
     DinodeBlocks, "I3", Error, "the inode's block count is wrong";
     /// The goal block lies outside the volume.
     DinodeGoal, "I4", Error, "the inode's goal block lies outside the volume";
-    /// Height or depth out of range.
-    DinodeHeight, "I5", Error, "the inode's height or depth is out of range";
+    /// Height or depth out of range, or not that of the tree.
+    DinodeHeight, "I5", Error, "the inode's height or depth is wrong";
     /// Size and layout contradict each other.
     DinodeSize, "I5", Error, "the inode's size contradicts its layout";
     /// Flags and layout contradict each other.

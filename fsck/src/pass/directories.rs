@@ -8,6 +8,7 @@ use crate::check::{Check, Step};
 use crate::observed::Code;
 use crate::pass::area::{Area, Record};
 use crate::pass::inodes::FoundBy;
+use crate::pass::shape::Truth;
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
 use gfs2_format::ondisk::{
@@ -21,6 +22,8 @@ const DIRECTORIES: usize = 256;
 /// Entries that wait for their inode to be looked at; more are answered at once.
 const PENDING: usize = 1 << 16;
 
+/// True shapes that are remembered; the kept dinodes have theirs without it.
+const TRUTHS: usize = 1 << 16;
 /// Bytes that a kept dinode takes besides its own.
 const KEPT: usize = 64;
 
@@ -50,6 +53,8 @@ pub(crate) struct Found {
     /// Dinodes of directories from when inodes were looked at, without the zeroes at their end.
     kept: BTreeMap<BlockAddr, Box<[u8]>>,
     kept_bytes: usize,
+    /// Directories that claim another shape than they have.
+    truths: BTreeMap<BlockAddr, Truth>,
     /// A directory was seen in part only: there may be entries that nobody knows of.
     pub(crate) is_partial: bool,
 }
@@ -91,6 +96,13 @@ impl Found {
         let kept = self.kept.remove(&dir)?;
         self.kept_bytes = self.kept_bytes.saturating_sub(kept.len());
         Some(kept)
+    }
+
+    /// Notes the true shape of a directory, for when it has to be read again.
+    pub(crate) fn note_truth(&mut self, dir: BlockAddr, truth: Truth) {
+        if self.truths.len() < TRUTHS {
+            self.truths.insert(dir, truth);
+        }
     }
 
     pub(crate) fn note_blocks(&mut self, dir: BlockAddr, blocks: u64) {
@@ -161,8 +173,16 @@ impl Check<'_> {
                 self.directory(addr, &block, &mut hashed);
             }
             reader.blocks(&others, |index, bytes| {
-                if let (Some(addr), Ok(bytes)) = (others.get(index).copied(), bytes) {
-                    self.directory(addr, bytes, &mut hashed);
+                let (Some(addr), Ok(bytes)) = (others.get(index).copied(), bytes) else {
+                    return;
+                };
+                match self.directories.truths.get(&addr).copied() {
+                    Some(truth) => {
+                        let mut bytes: Box<[u8]> = bytes.into();
+                        truth.apply(&mut bytes);
+                        self.directory(addr, &bytes, &mut hashed);
+                    }
+                    None => self.directory(addr, bytes, &mut hashed),
                 }
             });
             self.hashed_directories(reader, hashed);

@@ -6,6 +6,7 @@
 
 use crate::check::{Check, Claim, Role, Step};
 use crate::observed::Code;
+use crate::pass::shape::{self, Truth};
 use crate::pass::tree::pointers;
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
@@ -15,7 +16,7 @@ use gfs2_format::geometry::MAX_DIR_DEPTH;
 use gfs2_format::ondisk::{
     BlockState, DINODE_SIZE, Dinode, DinodeFlags, FileType, META_HEADER_SIZE, MetaHeader, MetaType, view,
 };
-use gfs2_format::{BlockAddr, Expected};
+use gfs2_format::{Block, BlockAddr, Expected};
 
 /// Inodes looked at together: so many that the device seldom waits for the next ones.
 const INODES: usize = 1 << 15;
@@ -27,6 +28,8 @@ const GROUPS: usize = 1024;
 const STACK: usize = 1 << 17;
 /// Metadata blocks read together: what each points to goes on the stack.
 const BLOCKS: usize = 256;
+/// Inodes whose shape is doubted that are kept before others are looked at.
+const SUSPECTS: usize = 256;
 /// The same of those that nothing goes on the stack for.
 const LAST_BLOCKS: usize = 1 << 13;
 
@@ -73,6 +76,8 @@ pub(crate) struct Task {
 pub(crate) struct Walk {
     pub(crate) active: Vec<Active>,
     pub(crate) stack: Vec<Task>,
+    /// Inodes whose shape contradicts the rest of them.
+    suspects: Vec<(BlockAddr, FoundBy, Box<[u8]>)>,
 }
 
 /// How an inode was found.
@@ -167,6 +172,7 @@ impl Check<'_> {
         let seen = reader.blocks_while(&addrs, |index, bytes| {
             if let Some((addr, by)) = batch.get(index).copied() {
                 match bytes {
+                    Ok(bytes) if self.is_suspect(addr, bytes) => walk.suspects.push((addr, by, bytes.into())),
                     Ok(bytes) => self.inode(&mut walk, addr, by, bytes),
                     Err(e) => self.error(Kind::NotADinode, Some(addr), addr, e),
                 }
@@ -174,8 +180,12 @@ impl Check<'_> {
                     more = self.tick(addr.get(), end);
                 }
             }
-            walk.stack.len() < STACK && matches!(more, Ok(true))
+            walk.stack.len() < STACK && walk.suspects.len() < SUSPECTS && matches!(more, Ok(true))
         });
+        for (addr, by, mut bytes) in std::mem::take(&mut walk.suspects) {
+            self.set_right(reader, addr, &mut bytes);
+            self.inode(&mut walk, addr, by, &bytes);
+        }
         if !more? {
             return Ok(0);
         }
@@ -328,6 +338,49 @@ impl Check<'_> {
         }
     }
 
+    /// Has the inode's shape to be looked into before it is believed?
+    fn is_suspect(&self, addr: BlockAddr, bytes: &[u8]) -> bool {
+        MetaHeader::check(bytes, addr, MetaType::Di).is_ok()
+            && view::<Dinode>(bytes, 0, addr).is_ok_and(|di| shape::is_suspect(&self.geometry, di, bytes))
+    }
+
+    /// Looks into the shape of a suspect inode; what is wrong with it is a finding, and all there is to find then.
+    fn set_right(&mut self, reader: &mut Reader<'_>, addr: BlockAddr, bytes: &mut [u8]) {
+        let mut read = |block: BlockAddr| reader.block(block).ok().map(|bytes| Block::new(bytes.into()));
+        let mut inside = |block: BlockAddr| self.observed.locate(block).is_some();
+        let mut budget = self.shape_reads;
+        let truth = shape::truth(&self.geometry, bytes, &mut read, &mut inside, &mut budget);
+        self.shape_reads = budget;
+        let Some(di) = view::<Dinode>(bytes, 0, addr)
+            .ok()
+            .filter(|_| truth != Truth::default())
+        else {
+            return;
+        };
+        let fields = [
+            (
+                Kind::DinodeHeight,
+                "di_height",
+                u64::from(di.height.get()),
+                truth.height.map(u64::from),
+            ),
+            (
+                Kind::DinodeHeight,
+                "di_depth",
+                u64::from(di.depth.get()),
+                truth.depth.map(u64::from),
+            ),
+            (Kind::TableSize, "di_size", di.size.get(), truth.size),
+        ];
+        for (kind, field, found, expected) in fields {
+            if let Some(expected) = expected.map(Expected::Value) {
+                self.found(Problem::new(kind, addr, field, found, expected).of(addr));
+            }
+        }
+        truth.apply(bytes);
+        self.directories.note_truth(addr, truth);
+    }
+
     fn inode(&mut self, walk: &mut Walk, addr: BlockAddr, by: FoundBy, bytes: &[u8]) {
         if let Err(e) = MetaHeader::check(bytes, addr, MetaType::Di) {
             self.forget(addr);
@@ -476,14 +529,13 @@ impl Check<'_> {
             wrong(Kind::DinodeHeight, "di_height", u64::from(height), expected);
             return false;
         }
-        let exhash = flags.contains(DinodeFlags::EXHASH);
-        let least = if exhash { initial } else { 0 };
+        let (is_dir, exhash) = (di.is_dir(), flags.contains(DinodeFlags::EXHASH));
+        let least = if exhash && is_dir { initial } else { 0 };
         if depth > MAX_DIR_DEPTH || depth < least {
             let expected = Expected::Range(u64::from(least), u64::from(MAX_DIR_DEPTH));
             wrong(Kind::DinodeHeight, "di_depth", u64::from(depth), expected);
             return false;
         }
-        let is_dir = di.is_dir();
         if exhash && !is_dir {
             let rule = Expected::Rule("no GFS2_DIF_EXHASH on what is no directory");
             wrong(Kind::DinodeFlags, "di_flags", u64::from(flags.bits()), rule);

@@ -1,6 +1,7 @@
 //! Journals: their files, their rings of headers, and whether (and how) they have to be replayed.
 
 use crate::check::{Check, Step};
+use crate::pass::shape::Righted;
 use crate::pass::system::System;
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
@@ -34,7 +35,7 @@ impl Check<'_> {
             };
             let name = format!("journal{jid}");
             let inside = geometry.check_address(dinode.get(), dinode, "dirent", "no_addr");
-            match inside.and_then(|dinode| map_journal(&reader, dinode)) {
+            match inside.and_then(|dinode| map_journal(&Righted::new(&reader, dinode), dinode)) {
                 Ok(map) => {
                     let file = JournalFile {
                         jid: Jid::new(jid),

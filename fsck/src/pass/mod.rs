@@ -10,6 +10,7 @@ pub(crate) mod journals;
 pub(crate) mod leaves;
 pub(crate) mod naming;
 pub(crate) mod rgrps;
+pub(crate) mod shape;
 pub(crate) mod system;
 pub(crate) mod tree;
 pub(crate) mod xattrs;

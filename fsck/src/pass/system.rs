@@ -3,6 +3,7 @@
 use crate::check::{Check, Step};
 use crate::pass::area::{Area, Record};
 use crate::pass::rgrps::Totals;
+use crate::pass::shape;
 use crate::pass::tree::{leaf_pointers, list_blocks};
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
@@ -10,7 +11,7 @@ use gfs2_format::ondisk::{
     DINODE_SIZE, Dinode, DinodeFlags, FileType, InumRange, LEAF_SIZE, Leaf, MetaHeader, MetaType,
     RINDEX_SIZE, StatfsChange, Superblock, view,
 };
-use gfs2_format::{BlockAddr, Error, Expected, Geometry, InodeNum};
+use gfs2_format::{Block, BlockAddr, Error, Expected, Geometry, InodeNum};
 use std::collections::{BTreeMap, HashSet};
 
 /// A quota change file is at most so large.
@@ -56,7 +57,7 @@ pub(crate) struct Loaded {
     pub(crate) bytes: Box<[u8]>,
 }
 
-/// Reads and decodes a dinode.
+/// Reads and decodes a dinode, with its shape as it must be: that it is wrong is said with all inodes.
 pub(crate) fn load(reader: &mut Reader<'_>, geometry: &Geometry, addr: BlockAddr) -> Result<Loaded, Error> {
     if addr.get() >= geometry.end() {
         let last = geometry.end().saturating_sub(1);
@@ -68,7 +69,12 @@ pub(crate) fn load(reader: &mut Reader<'_>, geometry: &Geometry, addr: BlockAddr
             Expected::Range(1, last),
         ));
     }
-    let bytes: Box<[u8]> = reader.block(addr)?.into();
+    let mut bytes: Box<[u8]> = reader.block(addr)?.into();
+    let mut read = |block: BlockAddr| {
+        let inside = Some(block).filter(|block| block.get() < geometry.end())?;
+        reader.block(inside).ok().map(|bytes| Block::new(bytes.into()))
+    };
+    shape::truth_before(geometry, addr, &bytes, &mut read).apply(&mut bytes);
     let dinode = *Dinode::decode(&bytes, addr, geometry)?;
     Ok(Loaded { dinode, bytes })
 }

@@ -7,6 +7,7 @@ use super::rebuild::rebuild;
 use super::records::{delete, find, is_whole, name_of, records, true_length, true_name_len};
 use super::sysfile::{link, now};
 use super::{Editor, Repaired, Verdict, inode_of};
+use crate::pass::shape::{self, Truth};
 use crate::problem::{Kind, Problem};
 use gfs2_format::dir::replace;
 use gfs2_format::dir::{NewEntry, insert};
@@ -41,6 +42,9 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
             }
             edit.change::<Leaf>(problem.block, 0, |leaf| leaf.next = 0.into())?;
         }
+        (Kind::TableSize, Expected::Value(size)) if is_table_of(edit, dir, size)? => {
+            edit.change::<Dinode>(dir, 0, |di| di.size = size.into())?;
+        }
         (Kind::HashTable | Kind::HashBlock | Kind::TableSize | Kind::LeafBlock, _) => {
             return whole(edit, dir);
         }
@@ -59,6 +63,17 @@ fn whole(edit: &mut Editor<'_>, dir: BlockAddr) -> Repaired {
         return Ok(Verdict::Gone);
     }
     rebuild(edit, dir)
+}
+
+/// Do table and leaves show that the size is the one thing that is wrong?
+fn is_table_of(edit: &Editor<'_>, dir: BlockAddr, size: u64) -> Result<bool, Error> {
+    let bytes = edit.read(dir)?;
+    let mut read = |block| edit.read(block).ok();
+    let right = Truth {
+        size: Some(size),
+        ..Truth::default()
+    };
+    Ok(shape::truth_before(edit.geometry(), dir, &bytes, &mut read) == right)
 }
 
 /// Numbers of a directory.

@@ -1,17 +1,35 @@
 //! Blocks with several owners: data is cloned for the later one; of metadata the owner stays for whom it is metadata.
 
-use super::slots::{Slot, set_slot, slots_to};
+use super::slots::{Slot, leaf_slots, set_slot, slots_to};
 use super::{Editor, Repaired, Verdict, inode_of, xattrs};
 use crate::problem::Problem;
-use gfs2_format::ondisk::{Dinode, MAGIC};
+use gfs2_format::dir::lookup;
+use gfs2_format::ondisk::{Dinode, MAGIC, MetaHeader, MetaType};
 use gfs2_format::tree::data_use;
 use gfs2_format::{BlockAddr, BlockEdit, BlockRead, BlockUse};
+
+/// Blocks of one finding that are dealt with in a round.
+const BLOCKS: u64 = 1 << 10;
 
 /// See the module documentation.
 pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
     let first = inode_of(problem);
     let last = problem.other.unwrap_or(first);
-    let target = problem.block;
+    let blocks = (0..problem.blocks.min(BLOCKS)).filter_map(|n| problem.block.checked_add(n));
+    let mut verdict = Verdict::Gone;
+    for target in blocks {
+        // What was done for one block may have ended it for the others.
+        match block(edit, first, last, target)? {
+            Verdict::Done => verdict = Verdict::Done,
+            other if verdict == Verdict::Gone => verdict = other,
+            _ => {}
+        }
+    }
+    Ok(verdict)
+}
+
+/// One block and two of its owners.
+fn block(edit: &mut Editor<'_>, first: BlockAddr, last: BlockAddr, target: BlockAddr) -> Repaired {
     let of_first = slots_to(edit, first, target.get())?;
     let of_last = if last == first {
         Vec::new()
@@ -19,6 +37,15 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         slots_to(edit, last, target.get())?
     };
     let bytes = edit.read(target)?;
+    if first != last && MetaHeader::check(&bytes, target, MetaType::Lf).is_ok() {
+        let (slots, others) = (
+            leaf_slots(edit, first, target.get())?,
+            leaf_slots(edit, last, target.get())?,
+        );
+        if !slots.is_empty() && !others.is_empty() {
+            return leaf(edit, (first, slots), (last, others));
+        }
+    }
     let is_metadata = bytes
         .first_chunk::<4>()
         .is_some_and(|m| *m == MAGIC.to_be_bytes());
@@ -53,6 +80,24 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         }
         None => Ok(Verdict::Gone),
     }
+}
+
+/// Two directories with one leaf: it stays with the one that "." leads to, or with the first. Of the other the table
+/// is made anew.
+fn leaf(
+    edit: &mut Editor<'_>,
+    (_, slots): (BlockAddr, Vec<Slot>),
+    (last, others): (BlockAddr, Vec<Slot>),
+) -> Repaired {
+    let own = lookup(edit, last, b".").ok().flatten();
+    let loses = match own {
+        Some(found) if found.num.addr == last => slots,
+        _ => others,
+    };
+    for slot in loses {
+        set_slot(edit, slot, 0)?;
+    }
+    Ok(Verdict::Done)
 }
 
 /// Gives an owner a copy of a data block.

@@ -34,7 +34,15 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
             delete(edit, at)?;
         }
         (Kind::DinodeMode, _) => return mode(edit, at),
+        (Kind::DinodeHeight, Expected::Value(depth)) if problem.field == "di_depth" => {
+            let depth = u16::try_from(depth).unwrap_or(0);
+            edit.change::<Dinode>(at, 0, |di| di.depth = depth.into())?;
+        }
         (Kind::DinodeHeight, _) if problem.field == "di_depth" => depth(edit, at)?,
+        (Kind::DinodeHeight, Expected::Value(height)) => {
+            let height = u16::try_from(height).unwrap_or(0);
+            edit.change::<Dinode>(at, 0, |di| di.height = height.into())?;
+        }
         (Kind::DinodeHeight, _) => return height(edit, at),
         (Kind::DinodeSize, _) => return size(edit, at),
         (Kind::DinodeFlags, _) => flags(edit, at)?,

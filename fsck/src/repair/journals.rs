@@ -101,9 +101,10 @@ fn index(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         return Ok(Verdict::Done);
     }
     if still && number(stray).is_none() {
-        return Ok(Verdict::Unable(
-            "an entry of the journal index with the name of no journal",
-        ));
+        // What it leads to is no journal, and goes to lost+found if nothing else leads there.
+        let now = now(edit);
+        remove(edit, jindex, stray, now)?;
+        return Ok(Verdict::Done);
     }
     if let Some(num) = journals(edit)?.first().copied() {
         link(edit, jindex, name.as_bytes(), num, FileType::Regular)?;

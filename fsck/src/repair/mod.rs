@@ -34,7 +34,7 @@ pub(crate) use write::Changes;
 
 use crate::problem::{Class, Kind, Problem};
 use crate::report::Fate;
-use gfs2_format::{BlockAddr, Error};
+use gfs2_format::{BlockAddr, Error, Expected};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -55,6 +55,8 @@ pub(crate) enum Phase {
     Journals,
     /// The resource index and the groups' headers and bitmap blocks.
     Rgrps,
+    /// Heights of inodes: nothing that a wrong one shows is true.
+    Shapes,
     /// Dinodes, their trees, their attributes; which blocks are in use. From here on blocks can be allocated.
     Inodes,
     /// Blocks with several owners.
@@ -114,7 +116,8 @@ pub(crate) const fn plan(kind: Kind) -> Option<(Phase, &'static str)> {
         DinodeMode => (Phase::Inodes, "Remove the invalid inode?"),
         DinodeBlocks => (Phase::Inodes, "Okay to fix the block count for the inode?"),
         DinodeGoal => (Phase::Inodes, "Fix goal block in inode?"),
-        DinodeHeight | DinodeSize | DinodeFlags => (Phase::Inodes, "Fix the inode?"),
+        DinodeHeight => (Phase::Shapes, "Fix the inode?"),
+        DinodeSize | DinodeFlags => (Phase::Inodes, "Fix the inode?"),
         Pointer | IndirectType | TableEnd => (Phase::Inodes, "Zero the block pointer?"),
         NotMarked | DinodeNotMarked | NotADinode => (Phase::Inodes, "Fix the bitmap?"),
         Unlinked => (Phase::Inodes, "Clear the unlinked block?"),
@@ -230,6 +233,17 @@ fn key(problem: &Problem) -> u64 {
     hasher.finish()
 }
 
+/// What makes a repair the same one in the next round: a number that is expected to be another one by then, because
+/// other repairs went before, is to be set again.
+fn attempt(problem: &Problem) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key(problem).hash(&mut hasher);
+    if let Expected::Value(value) = problem.expected {
+        (problem.found, value).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 /// What is known of findings over the rounds of a run.
 #[derive(Debug, Default)]
 pub(crate) struct History {
@@ -246,7 +260,7 @@ impl History {
     /// May this be repaired (again)?
     pub(crate) fn is_open(&self, problem: &Problem) -> bool {
         let key = key(problem);
-        let tried = self.attempts.get(&key).copied().unwrap_or(0);
+        let tried = self.attempts.get(&attempt(problem)).copied().unwrap_or(0);
         !self.closed && !self.left.contains(&key) && tried < ATTEMPTS && self.left.len() < REMEMBERED
     }
 
@@ -274,7 +288,7 @@ impl History {
 
     pub(crate) fn attempted(&mut self, problem: &Problem) {
         if self.attempts.len() < REMEMBERED {
-            *self.attempts.entry(key(problem)).or_default() += 1;
+            *self.attempts.entry(attempt(problem)).or_default() += 1;
         } else {
             self.leave(problem);
         }

@@ -3,7 +3,7 @@
 //! Invariants: no recursion; each block of the tree is read once; what is no indirect block is not followed.
 
 use super::Editor;
-use gfs2_format::ondisk::{DINODE_SIZE, Dinode, META_HEADER_SIZE, MetaHeader, MetaType};
+use gfs2_format::ondisk::{DINODE_SIZE, Dinode, DinodeFlags, META_HEADER_SIZE, MetaHeader, MetaType};
 use gfs2_format::{BlockAddr, BlockEdit, BlockRead, Error};
 use std::collections::HashSet;
 
@@ -52,6 +52,54 @@ pub(super) fn slots_to(edit: &Editor<'_>, inode: BlockAddr, target: u64) -> Resu
             }
         }
         level = below;
+    }
+    Ok(found)
+}
+
+/// Every slot of a hashed directory's table that leads to a leaf.
+pub(super) fn leaf_slots(edit: &Editor<'_>, dir: BlockAddr, leaf: u64) -> Result<Vec<Slot>, Error> {
+    let di = edit.get::<Dinode>(dir, 0)?;
+    let geometry = edit.geometry();
+    if !di.is_dir() || !di.flags().contains(DinodeFlags::EXHASH) {
+        return Ok(Vec::new());
+    }
+    let mut level = vec![dir];
+    for depth in 0..di.height.get().min(geometry.max_height()) {
+        let mut below = Vec::new();
+        for block in std::mem::take(&mut level) {
+            let bytes = edit.read(block)?;
+            let head = if depth == 0 { DINODE_SIZE } else { META_HEADER_SIZE };
+            if depth == 0 || MetaHeader::check(&bytes, block, MetaType::In).is_ok() {
+                let inside = |raw: &u64| *raw != 0 && *raw < geometry.end();
+                below.extend(
+                    crate::pass::tree::pointers(&bytes, head)
+                        .filter(inside)
+                        .map(BlockAddr::new),
+                );
+            }
+        }
+        below.sort_unstable();
+        below.dedup();
+        level = below;
+    }
+    let mut found = Vec::new();
+    for block in level {
+        let bytes = edit.read(block)?;
+        let head = if block == dir {
+            DINODE_SIZE
+        } else {
+            META_HEADER_SIZE
+        };
+        if block != dir && MetaHeader::check(&bytes, block, MetaType::Jd).is_err() {
+            continue;
+        }
+        let words = crate::pass::tree::pointers(&bytes, head).enumerate();
+        found.extend(words.filter(|(_, raw)| *raw == leaf).map(|(place, _)| Slot {
+            block,
+            offset: head.saturating_add(place.saturating_mul(8)),
+            place,
+            data: true,
+        }));
     }
     Ok(found)
 }

@@ -227,7 +227,15 @@ pub(crate) const CASES: &[Case] = cases! {
         format!("set leaf(block {leaf}).lf_next = {leaf}")
     } => [LeafNext, DuplicateMetadata, DinodeBlocks];
     "leaf entries": m => format!("set leaf(block {}).lf_entries = 99", halves(m, "data").0) => [LeafCount];
-    "table size": _ => "set dinode(/data).di_size = 1024" => [TableSize, DinodeSize];
+    "table size": _ => "set dinode(/data).di_size = 1024" => [TableSize];
+    "height of a table in its dinode": _ => "set dinode(/data).di_height = 1" => [DinodeHeight];
+    "height of a table": _ => "set dinode(/big).di_height = 0" => [DinodeHeight];
+    "depth of a table": _ => "set dinode(/big).di_depth = 8" => [DinodeHeight];
+    "height of a small file": _ => "set dinode(/data/stuffed1).di_height = 1" => [DinodeHeight];
+    "height of a large file": _ => "set dinode(/data/f3m).di_height = 1" => [DinodeHeight];
+    "height of a link": _ => "set dinode(/links/soft).di_height = 1" => [DinodeHeight];
+    "height of a directory": _ => "set dinode(/names).di_height = 1" => [DinodeHeight];
+    "height of a journal": _ => "set dinode(master:/jindex/journal1).di_height = 1" => [DinodeHeight];
     "hash block": m => format!("zero block {}", m.top(m.path("big"), 0)) => [HashBlock, Leaked, EmptyOrphan];
     "hash table's tree too long": m => format!("set pointer(/big, {}) = {}", table_blocks(m) + 3,
         m.blank(BlockState::Free)) => [TableEnd];
