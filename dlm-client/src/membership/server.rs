@@ -1,7 +1,8 @@
 //! A cluster of processes on one machine: a small server on a unix socket orders what they say.
 //!
 //! Every process is a node. The server knows for sure who is alive: when a connection ends, the process behind it is
-//! killed and its end waited for before anybody is told, so nothing else needs to fence it.
+//! killed and its end waited for before anybody is told, so nothing else needs to fence it. A process that has left all
+//! groups before is let go.
 //!
 //! Invariants: one order of events for all; a client that breaks the protocol, or does not read what it is sent, is cut
 //! off like one that died.
@@ -240,7 +241,10 @@ impl GroupServer {
             if let Some(client) = self.clients.remove(key)
                 && let Some(node) = client.node
             {
-                client.bury();
+                // Whoever has left all groups has said that nothing of it is to be feared any more; it may finish.
+                if self.cluster.is_in_groups(node) {
+                    client.bury();
+                }
                 self.cluster.turn_off(node);
             }
         }
