@@ -1,9 +1,12 @@
 //! Goal: `gfs2ctl dlm` shows what the lock daemon knows, says of fencing that is awaited what to do, and ends it when a
 //! person says so.
 
-use std::path::Path;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use dlm_client::backend::wire::{WireDlm, WireOptions};
@@ -224,4 +227,233 @@ fn without_a_daemon_it_says_what_to_do() {
     );
     let output = gfs2ctl(dir.path(), &["fence-ack", "nobody"]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+/// A process of `dlm-client/examples/member.rs`, which does what a mount does; it dies with this handle.
+struct Process {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Process {
+    fn new(program: &Path, words: &[&str]) -> Self {
+        let mut child = Command::new(program)
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            let heard = |line| sender.send(line).is_ok();
+            stdout.lines().map_while(Result::ok).all(heard);
+        });
+        Self { child, lines }
+    }
+
+    /// Lines up to one that begins so.
+    #[track_caller]
+    fn until(&self, begin: &str) {
+        let end = Instant::now() + Duration::from_secs(60);
+        let mut heard = Vec::new();
+        loop {
+            match self
+                .lines
+                .recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) if line.starts_with(begin) => return,
+                Ok(line) => heard.push(line),
+                Err(why) => panic!("{begin:?} is not in {heard:?}: {why}"),
+            }
+        }
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// The example, built from what is there now, as this program was.
+fn member() -> PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "-q", "-p", "dlm-client", "--example", "member"]);
+    build.args((!cfg!(debug_assertions)).then_some("--release"));
+    let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+    assert!(built.success(), "the example does not build");
+    let gfs2ctl = Path::new(env!("CARGO_BIN_EXE_gfs2ctl"));
+    gfs2ctl.with_file_name("examples").join("member")
+}
+
+/// A port that is free on the addresses of nodes 1 to 3.
+fn port() -> u16 {
+    let free = |port| (1..=3).all(|id| TcpListener::bind((Ipv4Addr::new(127, 0, 0, id), port)).is_ok());
+    let first = 21_000 + u16::try_from(std::process::id() % 4000).unwrap();
+    (first..first + 1000)
+        .find(|port| free(*port))
+        .expect("a free port")
+}
+
+/// A cluster of processes on one machine, with an agent that never works.
+struct Machine {
+    dir: tempfile::TempDir,
+    program: PathBuf,
+    _server: Process,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let program = member();
+        let conf = format!(
+            "enable_startup_fencing=0\npost_join_delay=0\nport={}\nfence_all /bin/false\n",
+            port()
+        );
+        std::fs::write(dir.path().join("dlm.conf"), conf).unwrap();
+        let socket = dir.path().join("group");
+        let server = Process::new(&program, &["server", socket.to_str().unwrap(), "demo", "3"]);
+        server.until("serving");
+        Self {
+            dir,
+            program,
+            _server: server,
+        }
+    }
+
+    fn words(&self, cluster: &str, id: u32) -> Vec<String> {
+        let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
+        let words = [
+            "node".to_owned(),
+            path("group"),
+            cluster.to_owned(),
+            id.to_string(),
+            "fs".to_owned(),
+            path("dlm.conf"),
+            path("run"),
+        ];
+        words.to_vec()
+    }
+
+    fn node(&self, id: u32) -> Process {
+        let words = self.words("demo", id);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let node = Process::new(&self.program, &words);
+        node.until("control ");
+        node
+    }
+
+    /// What a node that does not start says: one line.
+    fn refused(&self, cluster: &str, id: u32) -> String {
+        let output = Command::new(&self.program)
+            .args(self.words(cluster, id))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        line
+    }
+
+    fn socket(&self, id: u32) -> PathBuf {
+        self.dir.path().join(format!("run/{id}.sock"))
+    }
+}
+
+/// What every line of an answer of `dlm_tool` begins with.
+fn first_words(text: &str) -> Vec<&str> {
+    let lines = text.lines().filter(|line| !line.is_empty());
+    lines.filter_map(|line| line.split_whitespace().next()).collect()
+}
+
+#[test]
+fn processes_that_do_as_a_mount_does_are_asked_by_gfs2ctl() {
+    let machine = Machine::new();
+    let line = machine.refused("other", 1);
+    assert!(line.contains("this is cluster demo, not other"), "{line}");
+    let mut one = machine.node(1);
+    one.until("members 1");
+    let mut two = machine.node(2);
+    two.until("members 1 2");
+    one.until("members 1 2");
+    let line = machine.refused("demo", 2);
+    assert!(line.contains("node 2 is here already"), "{line}");
+    let mut three = machine.node(3);
+    for node in [&one, &two, &three] {
+        node.until("members 1 2 3");
+    }
+    three.tell("lock grave EX");
+    three.until("cast 1 Granted");
+    two.tell("plock 77 0 9 5");
+    two.until("plock 1 Granted");
+    one.tell("lock grave PR");
+    three.until("bast 1 PR");
+
+    for id in 1..=3 {
+        let socket = machine.socket(id);
+        let text = answer(&socket, &["ls"]);
+        let words = ["dlm", "name", "id", "flags", "change", "members"];
+        assert_eq!(first_words(&text), words, "{text}");
+        assert!(text.contains("\nmembers       1 2 3 \n"), "{text}");
+        let text = answer(&socket, &["status"]);
+        assert!(
+            text.starts_with(&format!("cluster nodeid {id} quorate 1 ring seq ")),
+            "{text}"
+        );
+        assert_eq!(first_words(&text)[2..], ["node", "node", "node"], "{text}");
+        let text = answer(&socket, &["plocks", "fs"]);
+        assert!(text.starts_with("77 WR 0-9 nodeid 2 pid "), "{text}");
+        assert!(answer(&socket, &["dump"]).contains("lockspace fs: change "));
+        for words in [
+            &["ls"][..],
+            &["status"],
+            &["dump"],
+            &["locks", "fs"],
+            &["plocks", "fs"],
+        ] {
+            let words: Vec<&str> = words.iter().chain(&["--json"]).copied().collect();
+            let json: Value = serde_json::from_str(&answer(&socket, &words)).unwrap();
+            assert!(!json.is_null(), "{words:?}");
+        }
+    }
+    let held = answer(&machine.socket(3), &["locks", "fs"]);
+    assert!(
+        held.contains(" gr EX rq IV pid ") && held.contains("\"grave\""),
+        "{held}"
+    );
+    let waits = answer(&machine.socket(1), &["locks", "fs"]);
+    assert!(waits.contains(" gr IV rq PR pid "), "{waits}");
+
+    // A death: nothing is given away until a person says that the node is down.
+    three.child.kill().unwrap();
+    one.until("prepare");
+    let text = until(&machine.socket(1), &["status"], |text| {
+        text.contains("last failure 1 on node ")
+    });
+    assert!(text.contains("gfs2ctl dlm fence-ack 3"), "{text}");
+    assert!(answer(&machine.socket(2), &["ls"]).contains("new status    wait fencing\n"));
+    answer(&machine.socket(1), &["fence-ack", "3"]);
+    one.until("failed node 3 slot 3");
+    one.until("members 1 2");
+    one.until("cast 1 Granted");
+    two.until("members 1 2");
+
+    let three = machine.node(3);
+    three.until("members 1 2 3");
+    for (id, node) in [(1, &mut one), (2, &mut two)] {
+        node.tell("leave");
+        node.until("left");
+        assert!(node.child.wait().unwrap().success());
+        assert!(!machine.socket(id).exists(), "the socket of node {id}");
+    }
+    three.until("members 3");
 }

@@ -5,7 +5,8 @@
 //! each other, and against the kernel's own tools. Deaths are real: a killed process, and a node whose emulator the
 //! fence agent has killed. Our backend on the kernel's device is held against the same recordings, and against the
 //! contract of the crate. `DLM_LONG=1` runs all on kernel 6.1, too, with 100 rejoins and longer streams, and lets two
-//! kernels remaster each other's locks; `DLM_RECORD=1` lets two kernels make the recordings anew.
+//! kernels remaster each other's locks; `DLM_RECORD=1` lets two kernels make the recordings anew; `DLM_TRACE=FOLDER` keeps
+//! what the nodes answered and said.
 
 mod support;
 
@@ -57,17 +58,24 @@ fn stream(vms: &[Vm; 2], seed: u64, count: usize) -> Vec<String> {
     let script = format!("/root/dlmdrive stream {seed} {count} 10.77.0.1:7000 10.77.0.2:7000");
     let ran = vms[0].run_for(&script, STREAM);
     assert!(ran.rc == 0, "stream {seed}: {}", ran.output);
+    keep(&format!("stream-{seed}.{}", vms[0].guest().kernel), &ran.output);
     comparable(vms, ran.output.lines())
+}
+
+/// What can be compared on the kernel of these guests.
+fn comparable<'a>(vms: &[Vm; 2], lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let lines: Vec<String> = lines.map(str::to_owned).collect();
+    match vms[0].guest().kernel {
+        Kernel::V6_1 => as_the_older_tells(lines),
+        Kernel::V6_12 => lines,
+    }
 }
 
 /// Kernel 6.1 gives out what it has to say lock by lock, and not in the order in which it came about, so that of what
 /// followed one operation only the order per lock can be compared. And it says again who waits for a lock when the holder
-/// was told of a stronger mode before; 6.12 leaves that out.
-fn comparable<'a>(vms: &[Vm; 2], lines: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut lines: Vec<String> = lines.map(str::to_owned).collect();
-    if vms[0].guest().kernel != Kernel::V6_1 {
-        return lines;
-    }
+/// was told of the same or a stronger mode before: it leaves out only what repeats a callback that was not fetched yet.
+/// 6.12 remembers the last one it gave out, and what it left out changes nothing of that.
+fn as_the_older_tells(mut lines: Vec<String>) -> Vec<String> {
     // By node and token.
     let mut told: BTreeMap<(String, String), usize> = BTreeMap::new();
     lines.retain(|line| {
@@ -80,8 +88,12 @@ fn comparable<'a>(vms: &[Vm; 2], lines: impl Iterator<Item = &'a str>) -> Vec<St
             "bast" => {
                 let modes = ["NL", "CR", "CW", "PR", "PW", "EX"];
                 let mode = modes.iter().position(|m| m == mode).expect("a mode");
-                let before = told.insert(lock, mode);
-                before.is_none_or(|before| before != mode && (before < mode || before <= 3))
+                let before = told.get(&lock).copied();
+                let new = before.is_none_or(|before| before != mode && (before < mode || before <= 3));
+                if new {
+                    told.insert(lock, mode);
+                }
+                new
             }
             "cast" => {
                 told.remove(&lock);
@@ -101,25 +113,65 @@ fn comparable<'a>(vms: &[Vm; 2], lines: impl Iterator<Item = &'a str>) -> Vec<St
     lines
 }
 
-/// The nodes do what two kernels did.
+/// A holder that was told of PW, and by kernel 6.1 again of PR and then of PW, as on line 75 of stream 22.
+#[test]
+fn what_the_older_kernel_repeats_is_no_difference() {
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let newer =
+        "lock 10 r PW 8\n  1: bast 5 PW\n  1: bast 7 PW\nconvert 5 PR 0\ncancel 5\n  1: cast 5 -65537 0";
+    let older = "lock 10 r PW 8\n  1: bast 7 PW\n  1: bast 5 PW\nconvert 5 PR 0\n  1: bast 7 PR\ncancel 5\n  \
+                 1: cast 5 -65537 0\n  1: bast 7 PW";
+    assert_eq!(as_the_older_tells(lines(older)), as_the_older_tells(lines(newer)));
+    let stronger = older.replace("bast 7 PR", "bast 7 EX");
+    assert_ne!(
+        as_the_older_tells(lines(&stronger)),
+        as_the_older_tells(lines(newer))
+    );
+    let granted = older.replace("1: bast 7 PR", "1: cast 7 0 0");
+    assert_ne!(
+        as_the_older_tells(lines(&granted)),
+        as_the_older_tells(lines(newer))
+    );
+}
+
+/// Where the nodes do something else than two kernels did.
 #[track_caller]
-fn stream_as_recorded(vms: &[Vm; 2], seed: u64, count: usize) {
+fn differs(vms: &[Vm; 2], seed: u64, count: usize) -> Option<String> {
     let path = recorded(seed);
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let start = Instant::now();
     let played = stream(vms, seed, count);
     let recorded = comparable(vms, text.lines());
     for (at, (was, is)) in recorded.iter().zip(&played).enumerate() {
-        let before = played[at.saturating_sub(30)..at].join("\n");
-        assert!(
-            was == is,
-            "seed {seed}, line {}:\n{before}\ntwo kernels: {was}\nnow: {is}",
-            at + 1
-        );
+        if was != is {
+            let before = played[at.saturating_sub(30)..at].join("\n");
+            return Some(format!(
+                "seed {seed}, line {}:\n{before}\ntwo kernels: {was}\nnow: {is}",
+                at + 1
+            ));
+        }
     }
     let operations = played.iter().filter(|line| !line.starts_with(' ')).count();
-    assert_eq!(operations, count, "the stream ended early");
+    if operations != count {
+        return Some(format!("seed {seed} ended after {operations} operations"));
+    }
     println!("stream {seed}: {count} operations in {:?}", start.elapsed());
+    None
+}
+
+/// The nodes do what two kernels did.
+#[track_caller]
+fn stream_as_recorded(vms: &[Vm; 2], seed: u64, count: usize) {
+    if let Some(difference) = differs(vms, seed, count) {
+        panic!("{difference}");
+    }
+}
+
+/// With `DLM_TRACE=FOLDER`: what was seen is kept there.
+fn keep(name: &str, text: &str) {
+    if let Some(folder) = std::env::var_os("DLM_TRACE").map(PathBuf::from) {
+        fs::write(folder.join(name), text).expect("a trace");
+    }
 }
 
 /// What `dlm_tool lockdump` lists and what our dump lists for a resource, as sets of (mode, who is master).
@@ -183,15 +235,19 @@ fn tools_agree(kernel: &Vm, ours: &Vm, kernel_id: u32, ours_id: u32) {
 
 /// Leaves and comes back; each time what was left in the value block is there, and a lock moves both ways.
 fn rejoin(kernel: &Vm, ours: &Vm, rounds: u32) {
-    let start = Instant::now();
+    let (start, mut left, mut joined) = (Instant::now(), Duration::ZERO, Duration::ZERO);
     ask(kernel, &["lock 600 again NL 8", "wait 600 9000"]);
     for round in 1..=rounds {
         let block = format!("{round:08x}");
+        let begin = Instant::now();
+        ask(ours, &["leave"]);
+        left += begin.elapsed();
+        let begin = Instant::now();
+        ask(ours, &["join foo"]);
+        joined += begin.elapsed();
         ask(
             ours,
             &[
-                "leave",
-                "join foo",
                 "lock 600 again EX 8",
                 "wait 600 20000",
                 &format!("convert 600 NL 8 {block}"),
@@ -215,7 +271,24 @@ fn rejoin(kernel: &Vm, ours: &Vm, rounds: u32) {
     }
     ask(kernel, &["unlock 600 0 -", "wait 600 9000"]);
     ask(ours, &["unlock 600 0 -", "wait 600 9000", "events"]);
-    println!("{rounds} rejoins in {:?}", start.elapsed());
+    println!(
+        "{rounds} rejoins in {:?}, {left:?} of it to leave, {joined:?} to join",
+        start.elapsed()
+    );
+    keep_trace(&[("kernel", kernel), ("other", ours)]);
+}
+
+/// What the nodes said of it, with their times.
+fn keep_trace(nodes: &[(&str, &Vm)]) {
+    if std::env::var_os("DLM_TRACE").is_none() {
+        return;
+    }
+    for (name, vm) in nodes {
+        let said = vm.check(
+            "date +%s.%N; cut -d' ' -f1 /proc/uptime; dmesg; dlm_tool dump || true; cat /host/drive.log",
+        );
+        keep(&format!("{name}.{}", vm.guest().kernel), &said);
+    }
 }
 
 /// Waits until the survivor's fence agent asks for the victim, cuts it and says so.
@@ -669,18 +742,22 @@ fn two_kernels_do_what_was_recorded() {
         }
         return;
     }
+    let mut differences = Vec::new();
     for kernel in kernels() {
         let vms = cluster(*kernel, [Kind::Kernel, Kind::Kernel]);
         for vm in &vms {
             ask(vm, &["join foo"]);
         }
+        // How long it takes them, for who compares it with ours.
+        rejoin(&vms[0], &vms[1], 3);
         for seed in SEEDS {
             if std::env::var_os("DLM_RECORD").is_some() && *kernel == Kernel::V6_12 {
                 let lines = stream(&vms, seed, RECORDED);
                 fs::write(recorded(seed), lines.join("\n") + "\n").expect("a recording");
             } else {
-                stream_as_recorded(&vms, seed, RECORDED);
+                differences.extend(differs(&vms, seed, RECORDED));
             }
         }
     }
+    assert!(differences.is_empty(), "{}", differences.join("\n\n"));
 }

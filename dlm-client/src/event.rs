@@ -118,6 +118,9 @@ impl Shared {
     /// The next event that may be given out. A process that stood still may have been given up meanwhile: what is queued
     /// from before then waits until the backend says that it goes on, and a Fatal overtakes it.
     fn next(&self, events: &mut VecDeque<Event>) -> Option<Event> {
+        if events.is_empty() {
+            return None;
+        }
         let until = self.good_until.load(Ordering::Acquire);
         if until == u64::MAX || now() <= until {
             return events.pop_front();
@@ -152,12 +155,31 @@ pub fn queue() -> (EventSender, EventQueue) {
 impl EventSender {
     /// Queues an event. False: the reader dropped its end, the lockspace is abandoned.
     pub fn send(&self, event: Event) -> bool {
+        let heard = self.push(event);
+        if heard {
+            self.wake(1);
+        }
+        heard
+    }
+
+    /// [`EventSender::send`] for a sender that holds a lock the reader will want: [`EventSender::wake`] must follow
+    /// without it.
+    pub fn push(&self, event: Event) -> bool {
         if self.0.abandoned.load(Ordering::Acquire) {
             return false;
         }
         self.0.events.lock().push_back(event);
-        self.0.arrived.notify_one();
         true
+    }
+
+    /// Wakes as many readers, if they sleep, for so many events pushed.
+    pub fn wake(&self, events: usize) {
+        // With nobody asleep it costs nothing; one reader is woken once.
+        for _ in 0..events {
+            if !self.0.arrived.notify_one() {
+                return;
+            }
+        }
     }
 
     /// For backends that others may give up when they stand still: what is queued may be believed for so long from now.

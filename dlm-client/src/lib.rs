@@ -69,6 +69,7 @@ pub mod resource;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 pub mod transport;
+pub mod wake;
 pub mod wire;
 
 use std::sync::Arc;

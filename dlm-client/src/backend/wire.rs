@@ -19,9 +19,11 @@ use crate::controld::codec::global_id;
 use crate::controld::{Controld, Status as DaemonStatus};
 use crate::engine::{Config, ResourceInfo};
 use crate::event::queue;
+use crate::fence::agent::unfence;
 use crate::fence::conf::DlmConf;
 use crate::membership::Membership;
-use crate::transport::{Network, Poller, Transport};
+use crate::transport::{Network, Poller, Traffic, Transport};
+use crate::wake::Wake;
 use crate::wire::{LockspaceId, Version};
 use crate::{
     Caps, Cast, ClusterInfo, CrashSafety, Dlm, EventQueue, JoinOptions, Leave, Lkf, LockError, LockId,
@@ -59,27 +61,39 @@ struct Shared {
     host: Mutex<Host>,
     poller: Poller,
     stop: AtomicBool,
-    /// The membership's thread, to be woken.
+    /// The membership's thread, to be woken: out of the membership service's wait, or out of its sleep.
+    wake_members: Wake,
     membership: Mutex<Option<Thread>>,
 }
 
 impl Shared {
     fn wake_membership(&self) {
+        self.wake_members.wake();
         if let Some(thread) = &*self.membership.lock() {
             thread.unpark();
         }
     }
 
-    /// Wakes the threads that have something to do because of what the caller did with the host.
-    fn wake_if_due(&self, host: &MutexGuard<'_, Host>) {
-        if host.has_requests() {
+    /// Does something with the host, and wakes whoever has something to do because of that.
+    fn with<T>(&self, act: impl FnOnce(&mut Host) -> T) -> T {
+        let mut host = self.host.lock();
+        let done = act(&mut host);
+        self.release(host);
+        done
+    }
+
+    /// Gives the host's lock back and wakes whoever has something to do because of what was done under it: not before,
+    /// for all of them want the lock first.
+    fn release(&self, mut host: MutexGuard<'_, Host>) {
+        let told = host.take_told();
+        let (requests, due) = (host.has_requests(), host.is_due_early());
+        drop(host);
+        for (reader, events) in told {
+            reader.wake(events);
+        }
+        if requests {
             self.wake_membership();
         }
-        let due = match (host.deadline(), host.sleeps_until) {
-            (Some(due), Some(sleeps)) => due < sleeps,
-            (Some(_), None) => true,
-            (None, _) => false,
-        };
         if due {
             self.poller.wake();
         }
@@ -94,7 +108,7 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.shared.host.lock().shut_down();
+        self.shared.with(Host::shut_down);
         self.shared.stop.store(true, Ordering::Release);
         self.shared.poller.wake();
         self.shared.wake_membership();
@@ -135,7 +149,7 @@ impl WireDlm {
     /// Starts a node: `membership` says who is in the cluster, `transport`, registered with `poller`, connects to them.
     ///
     /// # Errors
-    /// Another cluster than the one that is meant, or no threads.
+    /// Another cluster than the one that is meant, an agent that does not undo an earlier fencing, or no threads.
     pub fn start<M: Membership + Send + 'static>(
         membership: M,
         transport: Box<dyn Transport>,
@@ -152,6 +166,7 @@ impl WireDlm {
             node: config.us,
         };
         let us = config.us;
+        unfence(&options.conf, us).map_err(LockError::Service)?;
         let (controld, actions) = Controld::new(config, options.conf.clone(), stamp());
         let network = Network::new(us, options.version, transport);
         let mut host = Host::new(us, network, controld);
@@ -160,6 +175,7 @@ impl WireDlm {
             host: Mutex::new(host),
             poller,
             stop: AtomicBool::new(false),
+            wake_members: Wake::new().map_err(|e| LockError::Service(format!("no descriptors: {e}")))?,
             membership: Mutex::new(None),
         });
         let mut running = Running {
@@ -248,6 +264,12 @@ impl Observer {
         self.shared.host.lock().status()
     }
 
+    /// What was done for messages since the node started.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.shared.host.lock().traffic()
+    }
+
     /// What the lock daemon said last, with the time (seconds since 1970, and since the start of the machine).
     #[must_use]
     pub fn log(&self) -> Vec<String> {
@@ -270,9 +292,7 @@ impl Observer {
 
     /// A person says that a node is surely down (`dlm_tool fence_ack`).
     pub fn acknowledge_fencing(&self, node: NodeId) {
-        let mut host = self.shared.host.lock();
-        host.acknowledge_fencing(node);
-        self.shared.wake_if_due(&host);
+        self.shared.with(|host| host.acknowledge_fencing(node));
     }
 }
 
@@ -294,10 +314,8 @@ impl Dlm for WireDlm {
         config.nodir = self.conf.nodir(name);
         config.pid = std::process::id();
         let (sender, events) = queue();
-        let mut host = self.running.shared.host.lock();
-        host.join(name, config, sender)?;
-        self.running.shared.wake_if_due(&host);
-        drop(host);
+        let shared = &self.running.shared;
+        shared.with(|host| host.join(name, config, sender))?;
         let space = WireLockspace {
             running: Arc::clone(&self.running),
             id,
@@ -313,11 +331,7 @@ struct WireLockspace {
 
 impl WireLockspace {
     fn with<T>(&self, act: impl FnOnce(&mut Host) -> T) -> T {
-        let shared = &self.running.shared;
-        let mut host = shared.host.lock();
-        let done = act(&mut host);
-        shared.wake_if_due(&host);
-        done
+        self.running.shared.with(act)
     }
 }
 

@@ -12,6 +12,7 @@ use super::action::{Action, Job};
 use super::machine::Input;
 use crate::fence::agent::Agents;
 use crate::membership::{MemberEvent, Membership, MembershipError};
+use crate::wake::Wake;
 
 /// A fence agent, and its exit status.
 type Ended = (Job, i32);
@@ -23,6 +24,8 @@ pub(crate) struct Hands<M> {
     agents: Agents<Job>,
     /// Agents that have ended, and how.
     ended: (Sender<Ended>, Receiver<Ended>),
+    /// Ends the wait for the membership service when an agent has ended.
+    wake: Option<Wake>,
 }
 
 impl<M: Membership> Hands<M> {
@@ -31,7 +34,14 @@ impl<M: Membership> Hands<M> {
             membership,
             agents: Agents::default(),
             ended: channel(),
+            wake: None,
         }
+    }
+
+    /// Lets `wake` end a wait for news. False: the membership service has to be asked often.
+    pub(crate) fn wake_by(&mut self, wake: &Wake) -> bool {
+        self.wake = Some(wake.clone());
+        self.membership.wake_by(wake)
     }
 
     /// Does what is its business; anything else is given back.
@@ -58,9 +68,13 @@ impl<M: Membership> Hands<M> {
             } => {
                 info!(node = node.0, "fence agent {agent} runs");
                 let ended = self.ended.0.clone();
+                let wake = self.wake.clone();
                 let done = move |job, status| {
                     // Whoever waited for it is gone when nobody listens.
                     let _ = ended.send((job, status));
+                    if let Some(wake) = wake {
+                        wake.wake();
+                    }
                 };
                 if let Err(error) = self.agents.run(job, &agent, &input, done) {
                     error!(node = node.0, "{error}");

@@ -180,6 +180,11 @@ impl Lockspace {
         self.started_count > 0
     }
 
+    /// Have all members said START for the last change that named us?
+    pub(super) fn is_settled(&self) -> bool {
+        self.started.is_some() && self.changes.is_empty()
+    }
+
     /// The members changed. True: we are no longer one of them, as we wished.
     pub(super) fn on_confchg(
         &mut self,

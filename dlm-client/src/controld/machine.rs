@@ -245,7 +245,9 @@ impl Controld {
                     if gone.rejoining {
                         self.wanted.insert(name.clone());
                     }
-                    self.left.insert(name, now.mono);
+                    if !gone.is_settled() {
+                        self.left.insert(name, now.mono);
+                    }
                 }
             }
         }
@@ -315,8 +317,8 @@ impl Controld {
 
     /// Joins the lockspaces that are wanted.
     ///
-    /// One that was just left has to wait: what others still send about our last coming looks, to us, the same as what
-    /// they will send about the next one.
+    /// One that was left before all had said START has to wait: what others still send about our last coming looks, to
+    /// us, the same as what they will send about the next one. When all have, nobody sends anything more that names us.
     fn join_wanted(&mut self, now: Now, out: &mut Out) {
         let grace = self.safety.grace();
         self.left

@@ -128,6 +128,12 @@ impl MemoryCluster {
         self.nodes.get(&node).is_some_and(|node| node.part.is_some())
     }
 
+    /// Is the node's process in any group?
+    #[must_use]
+    pub fn is_in_groups(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|node| !node.groups.is_empty())
+    }
+
     fn part_members(&self, part: u32) -> BTreeSet<NodeId> {
         let in_part = |(_, member): &(&NodeId, &Member)| member.part == Some(part);
         self.nodes.iter().filter(in_part).map(|(node, _)| *node).collect()

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::NodeId;
+use crate::wake::Wake;
 
 /// A group of processes, at most one per node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -257,6 +258,12 @@ pub trait Membership {
     /// # Errors
     /// What the service answered.
     fn addresses(&mut self, node: NodeId) -> Result<Vec<IpAddr>, MembershipError>;
+
+    /// Lets `wake` end a [`Membership::poll`] under way. False: this service cannot be woken so, and has to be asked
+    /// often.
+    fn wake_by(&mut self, _wake: &Wake) -> bool {
+        false
+    }
 
     /// Waits at most `timeout` for events and returns those there are, quorum before groups. After
     /// [`MemberEvent::Lost`] there is nothing more to come.

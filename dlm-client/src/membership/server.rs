@@ -1,7 +1,8 @@
 //! A cluster of processes on one machine: a small server on a unix socket orders what they say.
 //!
 //! Every process is a node. The server knows for sure who is alive: when a connection ends, the process behind it is
-//! killed and its end waited for before anybody is told, so nothing else needs to fence it.
+//! killed and its end waited for before anybody is told, so nothing else needs to fence it. A process that has left all
+//! groups before is let go.
 //!
 //! Invariants: one order of events for all; a client that breaks the protocol, or does not read what it is sent, is cut
 //! off like one that died.
@@ -22,6 +23,7 @@ use super::frame::{Reply, Request, split};
 use super::memory::MemoryCluster;
 use super::{ClusterConfig, Group, MemberEvent, Membership, MembershipError};
 use crate::NodeId;
+use crate::wake::Wake;
 
 /// What waits for a client that does not read.
 const BACKLOG_MAX: usize = 16 << 20;
@@ -239,7 +241,10 @@ impl GroupServer {
             if let Some(client) = self.clients.remove(key)
                 && let Some(node) = client.node
             {
-                client.bury();
+                // Whoever has left all groups has said that nothing of it is to be feared any more; it may finish.
+                if self.cluster.is_in_groups(node) {
+                    client.bury();
+                }
                 self.cluster.turn_off(node);
             }
         }
@@ -253,6 +258,7 @@ pub struct ServerMembership {
     stream: UnixStream,
     input: Vec<u8>,
     config: ClusterConfig,
+    wake: Option<Wake>,
     lost: bool,
 }
 
@@ -299,6 +305,7 @@ impl ServerMembership {
                 name: name.to_owned(),
                 ..MemoryCluster::supervised(nodes).config(us)
             },
+            wake: None,
             lost: false,
         })
     }
@@ -358,14 +365,24 @@ impl Membership for ServerMembership {
         Ok(vec![IpAddr::V4(Ipv4Addr::new(127, 0, high, low))])
     }
 
+    fn wake_by(&mut self, wake: &Wake) -> bool {
+        self.wake = Some(wake.clone());
+        true
+    }
+
     fn poll(&mut self, timeout: Duration) -> Vec<MemberEvent> {
         let mut events = Vec::new();
         if self.lost {
             return events;
         }
         let timeout = Timespec::try_from(timeout).ok();
-        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&self.stream, PollFlags::IN)];
+        fds.extend(self.wake.as_ref().map(|wake| PollFd::new(wake, PollFlags::IN)));
         let _ready = poll(&mut fds, timeout.as_ref());
+        let woken = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+        if let (true, Some(wake)) = (woken, &self.wake) {
+            wake.seen();
+        }
         let mut buffer = [0; 65536];
         loop {
             match self.stream.read(&mut buffer) {

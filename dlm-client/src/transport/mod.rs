@@ -106,6 +106,24 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
+/// What was done for the messages of a node since it started; to be counted, not timed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Messages of lockspaces sent.
+    pub sent: u64,
+    /// Messages of lockspaces received.
+    pub received: u64,
+    /// System calls that wrote to connections.
+    pub writes: u64,
+    /// System calls that read from connections.
+    pub reads: u64,
+    /// How often the network's thread woke up.
+    pub turns: u64,
+    /// How often a reader of events was told that there are some.
+    pub told: u64,
+}
+
 /// Connections to the nodes of a cluster.
 pub trait Transport: Send {
     /// The address of a peer; connections from it are accepted from now on.
@@ -138,6 +156,11 @@ pub trait Transport: Send {
 
     /// The next event.
     fn next_event(&mut self) -> Option<TransportEvent>;
+
+    /// System calls that wrote and read so far.
+    fn calls(&self) -> (u64, u64) {
+        (0, 0)
+    }
 }
 
 impl<T: Transport + ?Sized> Transport for Box<T> {
@@ -170,5 +193,8 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
     }
     fn next_event(&mut self) -> Option<TransportEvent> {
         (**self).next_event()
+    }
+    fn calls(&self) -> (u64, u64) {
+        (**self).calls()
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{Gone, Ready, Transport, TransportEvent};
+use super::{Gone, Ready, Traffic, Transport, TransportEvent};
 use crate::NodeId;
 use crate::midcomms::{Ignored, Link, LinkError, Received, State};
 use crate::wire::{LockspaceId, Payload, Version};
@@ -47,6 +47,10 @@ pub struct Network<T> {
     /// Links with something received since the last flush.
     received: BTreeSet<NodeId>,
     scratch: Vec<u8>,
+    /// Something was given to the transport since the last flush.
+    queued: bool,
+    sent: u64,
+    received_count: u64,
 }
 
 impl<T: Transport> Network<T> {
@@ -60,6 +64,21 @@ impl<T: Transport> Network<T> {
             connected: BTreeSet::new(),
             received: BTreeSet::new(),
             scratch: Vec::new(),
+            queued: false,
+            sent: 0,
+            received_count: 0,
+        }
+    }
+
+    /// What was sent and received so far; turns and readers are not this layer's.
+    pub fn traffic(&self) -> Traffic {
+        let (writes, reads) = self.transport.calls();
+        Traffic {
+            sent: self.sent,
+            received: self.received_count,
+            writes,
+            reads,
+            ..Traffic::default()
         }
     }
 
@@ -138,12 +157,20 @@ impl<T: Transport> Network<T> {
             .get_mut(&node)
             .ok_or(LinkError::Closing { peer: node })?;
         let sent = link.send(lockspace, payload, &mut self.scratch);
+        self.sent = self.sent.wrapping_add(1);
+        self.queued = self.queued || !self.scratch.is_empty();
         self.transport.send(node, &mut self.scratch);
         sent
     }
 
+    /// Has [`Network::flush`] anything to do?
+    pub fn wants_flush(&self) -> bool {
+        self.queued || !self.received.is_empty()
+    }
+
     /// Sends what is to be sent, acknowledgements with it.
     pub fn flush(&mut self, now: Instant) {
+        self.queued = false;
         for node in std::mem::take(&mut self.received) {
             if let Some(link) = self.links.get_mut(&node) {
                 // What the engine answered is in the transport already: the acknowledgement goes along with it.
@@ -193,10 +220,12 @@ impl<T: Transport> Network<T> {
                     };
                     self.received.insert(node);
                     let received = link.receive(packet, &mut self.scratch);
+                    self.queued = self.queued || !self.scratch.is_empty();
                     self.transport.send(node, &mut self.scratch);
                     self.still_wanted(node);
                     match received {
                         Ok(Received::Payload(lockspace, payload)) => {
+                            self.received_count = self.received_count.wrapping_add(1);
                             return Some(NetEvent::Delivered {
                                 from: node,
                                 lockspace,
@@ -220,6 +249,7 @@ impl<T: Transport> Network<T> {
     fn with_link(&mut self, node: NodeId, act: impl FnOnce(&mut Link, &mut Vec<u8>)) {
         if let Some(link) = self.links.get_mut(&node) {
             act(link, &mut self.scratch);
+            self.queued = self.queued || !self.scratch.is_empty();
             self.transport.send(node, &mut self.scratch);
         }
     }

@@ -5,12 +5,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+
+use crate::wake::Wake;
 
 /// Something registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,9 +39,7 @@ pub struct Ready {
 #[derive(Debug)]
 struct Shared {
     epoll: OwnedFd,
-    wake: OwnedFd,
-    /// A wake is on its way and not yet seen.
-    woken: AtomicBool,
+    wake: Wake,
     next: AtomicU64,
 }
 
@@ -59,12 +59,11 @@ impl Poller {
     /// The system has no descriptors left.
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake = Wake::new()?;
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         Ok(Self(Arc::new(Shared {
             epoll,
             wake,
-            woken: AtomicBool::new(false),
             next: AtomicU64::new(WAKE.wrapping_add(1)),
         })))
     }
@@ -99,10 +98,7 @@ impl Poller {
 
     /// Ends the wait under way, or the next one, at once.
     pub fn wake(&self) {
-        if !self.0.woken.swap(true, Ordering::SeqCst) {
-            // Any number that is not zero wakes. Only a counter at its end could refuse, and then a wake is pending.
-            let _ = rustix::io::write(&self.0.wake, &1u64.to_le_bytes());
-        }
+        self.0.wake.wake();
     }
 
     /// Waits until something is ready, woken, or `timeout` is over, and adds what is ready.
@@ -124,10 +120,7 @@ impl Poller {
             let epoll::Event { flags, data, .. } = event;
             let token = data.u64();
             if token == WAKE {
-                let mut count = [0; 8];
-                let _ = rustix::io::read(&self.0.wake, &mut count);
-                // After the read: a wake between the two finds the flag set, and what it was for is seen below us.
-                self.0.woken.store(false, Ordering::SeqCst);
+                self.0.wake.seen();
                 continue;
             }
             let failed = flags.intersects(EventFlags::ERR | EventFlags::HUP);

@@ -65,6 +65,9 @@ pub struct TcpTransport {
     /// Where all sockets are read to.
     buffer: Vec<u8>,
     packets: Vec<Packet>,
+    /// System calls.
+    writes: u64,
+    reads: u64,
 }
 
 impl TcpTransport {
@@ -89,6 +92,8 @@ impl TcpTransport {
             events: VecDeque::new(),
             buffer: vec![0; READ_SIZE],
             packets: Vec::new(),
+            writes: 0,
+            reads: 0,
         })
     }
 
@@ -229,7 +234,7 @@ impl TcpTransport {
         let Some(conn) = conn.as_mut().filter(|c| c.token() == token) else {
             return;
         };
-        let ended = conn.read(&mut self.buffer, &mut self.packets);
+        let ended = conn.read(&mut self.buffer, &mut self.packets, &mut self.reads);
         let received = self.packets.drain(..).map(|p| TransportEvent::Received(node, p));
         self.events.extend(received);
         let Some(gone) = ended else { return };
@@ -245,7 +250,7 @@ impl TcpTransport {
         let Some(conn) = self.peers.get_mut(&node).and_then(|p| p.primary.as_mut()) else {
             return;
         };
-        match conn.write(&self.poller) {
+        match conn.write(&self.poller, &mut self.writes) {
             Ok(Progress::Connecting | Progress::Written) => {}
             Ok(Progress::CameUp) => self.came_up(node),
             Err(gone) => self.lose_primary(node, gone, true, now),
@@ -378,5 +383,9 @@ impl Transport for TcpTransport {
 
     fn next_event(&mut self) -> Option<TransportEvent> {
         self.events.pop_front()
+    }
+
+    fn calls(&self) -> (u64, u64) {
+        (self.writes, self.reads)
     }
 }

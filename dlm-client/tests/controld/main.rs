@@ -40,6 +40,27 @@ fn two_daemons_form_a_lockspace_and_agree() {
     assert_eq!(world.fenced(), 0, "a clean leave must not be fenced");
 }
 
+/// Nobody has anything more to say about a coming that all have said START for, so the next one need not wait.
+#[test]
+fn who_left_in_order_comes_back_at_once() {
+    let all = [1, 2, 3].map(NodeId);
+    for seed in 0..20 {
+        let mut world = World::new(Setup::nodes(3), seed);
+        world.boot_all();
+        world.heal();
+        for _ in 0..5 {
+            world.leave(NodeId(2), "fs");
+            world.run_at_once();
+            world.expect_running("fs", &[1, 3].map(NodeId));
+            world.join(NodeId(2), "fs");
+            world.run_at_once();
+            world.expect_running("fs", &all);
+        }
+        world.heal();
+        world.expect_running("fs", &all);
+    }
+}
+
 #[test]
 fn a_dead_node_is_fenced_before_the_others_go_on_and_can_come_back() {
     let mut world = World::new(Setup::nodes(3), 2);

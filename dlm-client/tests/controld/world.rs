@@ -218,7 +218,7 @@ impl World {
         node.machine.as_mut()
     }
 
-    fn join(&mut self, id: NodeId, space: &str) {
+    pub(crate) fn join(&mut self, id: NodeId, space: &str) {
         let now = self.time();
         if let Some(Ok(actions)) = self.machine(id).map(|machine| machine.join(now, space)) {
             self.obey(id, actions);
@@ -444,6 +444,18 @@ impl World {
         while self.now < end {
             self.run(50);
         }
+    }
+
+    /// All that is under way arrives, and no time passes.
+    pub(crate) fn run_at_once(&mut self) {
+        let before = self.now;
+        for _ in 0..10_000 {
+            for id in self.cluster.busy() {
+                self.cluster.flush(id);
+            }
+            self.deliver();
+        }
+        assert_eq!(self.now, before);
     }
 
     /// `turns` random things happen inside the cluster.

@@ -383,6 +383,29 @@ impl Lab {
         said
     }
 
+    /// Changes a node's corosync.conf and lets its corosync read it again.
+    pub(crate) fn reload(&mut self, id: u32, from: &str, to: &str) {
+        let conf = self.path(&format!("n{id}/etc/corosync.conf"));
+        let text = fs::read_to_string(&conf).unwrap();
+        assert!(text.contains(from), "{from:?} is not in {text}");
+        fs::write(&conf, text.replace(from, to)).unwrap();
+        let pid = self.node(id).init.to_string();
+        let argv = [
+            "nsenter",
+            "-t",
+            &pid,
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "-p",
+            "--",
+            "corosync-cfgtool",
+            "-R",
+        ];
+        run(&argv, Stdio::null());
+    }
+
     /// The votes that a node counts.
     pub(crate) fn votes(&mut self, id: u32) -> Option<u32> {
         let pid = self.node(id).init.to_string();

@@ -18,10 +18,14 @@ const RECOVERY: f64 = 2.0 * (2.2 * TOKEN as f64 / 1000.0 + 2.0 + 2.0);
 
 type Scenario = (&'static str, fn());
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 8] = [
     (
         "bad_input_gets_one_line_that_says_what_to_do",
         bad_input_gets_one_line_that_says_what_to_do,
+    ),
+    (
+        "a_node_that_is_not_in_the_nodelist_is_told_what_to_do",
+        a_node_that_is_not_in_the_nodelist_is_told_what_to_do,
     ),
     (
         "a_fence_agent_that_never_works_is_named_and_nothing_is_granted",
@@ -315,6 +319,22 @@ fn bad_input_gets_one_line_that_says_what_to_do() {
         &["corosync is not available", "start corosync"],
     );
     judge::judge(lab);
+}
+
+/// Corosync takes a nodelist without the node that reads it when it is told to read its configuration again.
+fn a_node_that_is_not_in_the_nodelist_is_told_what_to_do() {
+    let mut watch = Watch(Lab::new(1, false));
+    let lab = &mut watch.0;
+    lab.boot(1);
+    lab::wait_for("corosync", LONG, || (lab.votes(1)? == 1).then_some(()));
+    lab.reload(1, "nodeid: 1\n", "nodeid: 9\n");
+    let line = lab.attempt(1, "", lab::CLUSTER);
+    eprintln!("{line}");
+    assert_eq!(
+        line,
+        "corosync is not available: our node id 1 is not in its nodelist; give each node of corosync.conf a nodeid and \
+         start corosync anew"
+    );
 }
 
 fn a_fence_agent_that_never_works_is_named_and_nothing_is_granted() {

@@ -15,7 +15,7 @@ use crate::controld::{self, Action, Controld, Input, Now, Order};
 use crate::engine::{self, Engine, Output, TimerId};
 use crate::event::EventSender;
 use crate::midcomms::{FIN_WAIT, LinkError};
-use crate::transport::{NetEvent, Network, Ready, Transport};
+use crate::transport::{NetEvent, Network, Ready, Traffic, Transport};
 use crate::wire::{LockspaceId, Payload, Rcom, RcomBody, StatusReply};
 use crate::{Cast, Event, LockError, LockId, NodeId};
 
@@ -26,6 +26,8 @@ struct Space {
     name: String,
     engine: Engine,
     events: EventSender,
+    /// Events on the queue whose reader was not woken yet.
+    told: usize,
     /// Events that wait for the end of a suspension.
     waiting: Vec<Event>,
     /// Nodes the engine shares the lockspace with.
@@ -55,16 +57,24 @@ pub(super) struct Host {
     closing: Option<Closing>,
     /// What the daemon said last, for those who ask.
     said: VecDeque<String>,
+    /// How often the network's thread woke up, and readers were told something.
+    turns: u64,
+    told: u64,
     /// When the network's thread wakes up by itself.
     pub(super) sleeps_until: Option<Instant>,
 }
 
-/// The time as the lock daemon wants it.
-fn daemon_time() -> Now {
+/// The time since the machine started, suspended or not.
+fn since_boot() -> Duration {
     let boot = clock_gettime(ClockId::Boottime);
     let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    Duration::from_secs(part(boot.tv_sec)).saturating_add(Duration::from_nanos(part(boot.tv_nsec)))
+}
+
+/// The time as the lock daemon wants it.
+fn daemon_time() -> Now {
     Now {
-        mono: Duration::from_secs(part(boot.tv_sec)).saturating_add(Duration::from_nanos(part(boot.tv_nsec))),
+        mono: since_boot(),
         wall: SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |d| d.as_secs()),
@@ -81,10 +91,12 @@ impl Host {
             timers: BinaryHeap::new(),
             requests: VecDeque::new(),
             suspended: false,
-            stepped: daemon_time().mono,
+            stepped: since_boot(),
             dead: None,
             closing: None,
             said: VecDeque::new(),
+            turns: 0,
+            told: 0,
             sleeps_until: None,
         }
     }
@@ -103,6 +115,35 @@ impl Host {
 
     pub(super) fn status(&self) -> controld::Status {
         self.controld.status(daemon_time())
+    }
+
+    /// Readers to be woken, and for how many events each; to be done without the host's lock, which they will want.
+    pub(super) fn take_told(&mut self) -> Vec<(EventSender, usize)> {
+        let told = self.spaces.values_mut().filter(|space| space.told > 0);
+        let told: Vec<_> = told
+            .map(|space| (space.events.clone(), std::mem::take(&mut space.told)))
+            .collect();
+        let readers = u64::try_from(told.len()).unwrap_or(u64::MAX);
+        self.told = self.told.wrapping_add(readers);
+        told
+    }
+
+    /// What was done for messages so far.
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic {
+            turns: self.turns,
+            told: self.told,
+            ..self.net.traffic()
+        }
+    }
+
+    /// Does [`Host::turn`] have something to do before the network's thread wakes up by itself?
+    pub(super) fn is_due_early(&self) -> bool {
+        match (self.deadline(), self.sleeps_until) {
+            (Some(due), Some(sleeps)) => due < sleeps,
+            (Some(_), None) => true,
+            (None, _) => false,
+        }
     }
 
     pub(super) const fn dead(&self) -> Option<&LockError> {
@@ -146,6 +187,7 @@ impl Host {
                 name: name.to_owned(),
                 engine: Engine::new(config),
                 events,
+                told: 0,
                 waiting: Vec::new(),
                 members: BTreeSet::new(),
                 leaving: false,
@@ -202,7 +244,7 @@ impl Host {
 
     /// Before anything is believed that came while this process stood still, the daemon has to see that it did.
     fn notice_pause(&mut self) {
-        if daemon_time().mono.saturating_sub(self.stepped) > self.controld.grace() {
+        if since_boot().saturating_sub(self.stepped) > self.controld.grace() {
             self.input(Input::Tick);
         }
     }
@@ -252,7 +294,9 @@ impl Host {
         let done = call(&mut space.engine)?;
         let wanted = lock(&done).filter(|_| !self.suspended);
         let cast = self.drain(id, wanted);
-        self.net.flush(Instant::now());
+        if self.net.wants_flush() {
+            self.net.flush(Instant::now());
+        }
         Ok((done, cast))
     }
 
@@ -310,7 +354,9 @@ impl Host {
         }
         if self.suspended && !fatal {
             space.waiting.push(event);
-        } else if !space.events.send(event) {
+        } else if space.events.push(event) {
+            space.told = space.told.saturating_add(1);
+        } else {
             let name = space.name.clone();
             self.abandon(&format!("the reader of lockspace {name} is gone"));
         }
@@ -442,8 +488,9 @@ impl Host {
         self.dead = Some(reason);
     }
 
-    /// The network's turn: what is ready, what is due, and all that follows from it.
-    pub(super) fn turn(&mut self, ready: &[Ready]) {
+    /// The network's turn: what is ready, what is due, and all that follows from it. Returns when it began.
+    pub(super) fn turn(&mut self, ready: &[Ready]) -> Instant {
+        self.turns = self.turns.wrapping_add(1);
         self.notice_pause();
         let now = Instant::now();
         for one in ready {
@@ -461,7 +508,7 @@ impl Host {
                 self.drain(id, None);
             }
         }
-        if self.dead.is_none() {
+        if self.dead.is_none() && self.net.wants_flush() {
             self.net.flush(now);
         }
         if self
@@ -473,6 +520,7 @@ impl Host {
                 events.close();
             }
         }
+        now
     }
 
     fn on_net(&mut self, event: NetEvent) {

@@ -16,38 +16,33 @@ use crate::controld::Input;
 use crate::controld::hands::{Hands, lost};
 use crate::membership::{MemberEvent, Membership, MembershipError};
 
-/// How long the membership service is waited for before requests of others are looked at, unless it is woken.
+/// How long a membership service that cannot be woken is waited for before requests of others are looked at.
 const MEMBERSHIP_WAIT: Duration = Duration::from_millis(10);
 
 /// The network's thread.
 pub(super) fn network(shared: &Arc<Shared>) {
     let mut ready = Vec::new();
     loop {
-        let timeout = {
-            let mut host = shared.host.lock();
-            let stopping = shared.stop.load(Ordering::Acquire);
-            if stopping && host.is_quiet() {
-                return;
-            }
-            host.sleeps_until = host.deadline();
-            let timeout = host
-                .sleeps_until
-                .map(|at| at.saturating_duration_since(Instant::now()));
-            // What is waited for at the end is the other thread's to do.
-            if stopping {
-                Some(timeout.map_or(MEMBERSHIP_WAIT, |t| t.min(MEMBERSHIP_WAIT)))
-            } else {
-                timeout
-            }
+        // One wake-up, one hold of the lock, and whoever is told something is woken once, when the lock is free.
+        let mut host = shared.host.lock();
+        let now = host.turn(&ready);
+        host.sleeps_until = host.deadline();
+        let stopping = shared.stop.load(Ordering::Acquire);
+        let ends = stopping && host.is_quiet();
+        let timeout = host.sleeps_until.map(|at| at.saturating_duration_since(now));
+        shared.release(host);
+        if ends {
+            return;
+        }
+        // What is waited for at the end is the other thread's to do.
+        let timeout = if stopping {
+            Some(timeout.map_or(MEMBERSHIP_WAIT, |t| t.min(MEMBERSHIP_WAIT)))
+        } else {
+            timeout
         };
         ready.clear();
         if let Err(e) = shared.poller.wait(timeout, &mut ready) {
-            return shared.host.lock().abandon(&format!("cannot wait: {e}"));
-        }
-        let mut host = shared.host.lock();
-        host.turn(&ready);
-        if host.has_requests() {
-            shared.wake_membership();
+            return shared.with(|host| host.abandon(&format!("cannot wait: {e}")));
         }
     }
 }
@@ -61,6 +56,8 @@ pub(super) struct MembershipThread<M> {
     /// When the daemon was last told that time passes.
     ticked: Instant,
     tick: Duration,
+    /// How long the membership service is waited for.
+    wait: Duration,
 }
 
 impl<M: Membership> MembershipThread<M> {
@@ -70,13 +67,21 @@ impl<M: Membership> MembershipThread<M> {
             .token
             .checked_div(20)
             .unwrap_or(MEMBERSHIP_WAIT);
+        let tick = tick.clamp(MEMBERSHIP_WAIT, Duration::from_secs(1));
+        let mut hands = Hands::new(membership);
+        let wait = if hands.wake_by(&shared.wake_members) {
+            tick
+        } else {
+            MEMBERSHIP_WAIT
+        };
         Self {
             shared,
-            hands: Hands::new(membership),
+            hands,
+            wait,
             port,
             nodes: BTreeSet::new(),
             ticked: Instant::now(),
-            tick: tick.clamp(MEMBERSHIP_WAIT, Duration::from_secs(1)),
+            tick,
         }
     }
 
@@ -88,7 +93,8 @@ impl<M: Membership> MembershipThread<M> {
                     self.lost(&e);
                 }
             }
-            let events = self.hands.poll(MEMBERSHIP_WAIT.min(self.tick));
+            let left = self.tick.saturating_sub(self.ticked.elapsed());
+            let events = self.hands.poll(self.wait.min(left));
             for event in events {
                 if !matches!(event, MemberEvent::Deliver { .. }) {
                     debug!("{event:?}");
@@ -98,17 +104,16 @@ impl<M: Membership> MembershipThread<M> {
                 {
                     self.lost(&e);
                 }
-                self.shared.host.lock().input(Input::Member(event));
+                self.input(Input::Member(event));
             }
             for input in self.hands.ended() {
-                self.shared.host.lock().input(input);
+                self.input(input);
             }
             if self.ticked.elapsed() >= self.tick {
                 self.ticked = Instant::now();
-                self.shared.host.lock().input(Input::Tick);
+                self.input(Input::Tick);
             }
             let host = self.shared.host.lock();
-            self.shared.wake_if_due(&host);
             let dead = host.dead().is_some();
             if dead || (self.shared.stop.load(Ordering::Acquire) && host.is_quiet()) {
                 drop(host);
@@ -120,8 +125,13 @@ impl<M: Membership> MembershipThread<M> {
         }
     }
 
+    /// Tells the daemon something; what it asks of the membership service is done in the next turn of this thread.
+    fn input(&self, input: Input) {
+        self.shared.with(|host| host.input(input));
+    }
+
     fn lost(&self, error: &MembershipError) {
-        self.shared.host.lock().input(lost(error));
+        self.input(lost(error));
     }
 
     /// Who may connect follows from who is in the cluster; a node that was away is not the one it was.

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use self::ffi::{Calls, OK, Raw, Service, TRY_AGAIN};
 use super::{ClusterConfig, Group, MemberEvent, Membership, MembershipError, NodeInfo, Reason, RingId};
 use crate::NodeId;
+use crate::wake::Wake;
 
 /// How long corosync may ask for patience when we connect or join.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -75,6 +76,7 @@ pub struct CorosyncMembership {
     groups: BTreeMap<Group, Connection>,
     outbox: VecDeque<(Group, Vec<u8>)>,
     renewed: BTreeSet<u32>,
+    wake: Option<Wake>,
     lost: bool,
 }
 
@@ -133,6 +135,7 @@ impl CorosyncMembership {
             groups: BTreeMap::new(),
             outbox: VecDeque::new(),
             renewed: BTreeSet::new(),
+            wake: None,
             lost: false,
         })
     }
@@ -165,6 +168,8 @@ impl CorosyncMembership {
         let mut fds: Vec<PollFd<'_>> = fds
             .map(|fd| PollFd::from_borrowed_fd(ffi::borrow(fd, &self.calls), PollFlags::IN))
             .collect();
+        let services = fds.len();
+        fds.extend(self.wake.as_ref().map(|wake| PollFd::new(wake, PollFlags::IN)));
         let timeout = if self.outbox.is_empty() {
             timeout
         } else {
@@ -173,6 +178,10 @@ impl CorosyncMembership {
         let timeout = Timespec::try_from(timeout).ok();
         // Interrupted or not: what there is is dispatched.
         let _ready = poll(&mut fds, timeout.as_ref());
+        let woken = fds.get(services).is_some_and(|fd| !fd.revents().is_empty());
+        if let (true, Some(wake)) = (woken, &self.wake) {
+            wake.seen();
+        }
     }
 
     fn dispatch(&mut self, events: &mut Vec<MemberEvent>) {
@@ -431,6 +440,11 @@ impl Membership for CorosyncMembership {
             .addresses(self.cfg.handle, node.0)
             .map_err(|error| failed("corosync_cfg_get_node_addrs", error))?;
         Ok(found.iter().filter_map(address).collect())
+    }
+
+    fn wake_by(&mut self, wake: &Wake) -> bool {
+        self.wake = Some(wake.clone());
+        true
     }
 
     fn poll(&mut self, timeout: Duration) -> Vec<MemberEvent> {

@@ -133,8 +133,8 @@ impl Conn {
         self.out.append(bytes);
     }
 
-    /// Writes what the system takes.
-    pub(super) fn write(&mut self, poller: &Poller) -> Result<Progress, Gone> {
+    /// Writes what the system takes, and counts how often it was asked.
+    pub(super) fn write(&mut self, poller: &Poller, calls: &mut u64) -> Result<Progress, Gone> {
         let mut progress = Progress::Written;
         if !self.up {
             match sockopt::socket_error(&self.stream) {
@@ -149,6 +149,7 @@ impl Conn {
             progress = Progress::CameUp;
         }
         while let Some(rest) = self.out.get(self.written..).filter(|r| !r.is_empty()) {
+            *calls = calls.wrapping_add(1);
             match self.stream.write(rest) {
                 Ok(n) => self.written = self.written.saturating_add(n),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -178,9 +179,16 @@ impl Conn {
         Ok(())
     }
 
-    /// Reads what is there and adds the packets in it; `Some` when the connection is at its end.
-    pub(super) fn read(&mut self, buffer: &mut [u8], packets: &mut Vec<Packet>) -> Option<Gone> {
+    /// Reads what is there and adds the packets in it; `Some` when the connection is at its end. Counts how often the
+    /// system was asked.
+    pub(super) fn read(
+        &mut self,
+        buffer: &mut [u8],
+        packets: &mut Vec<Packet>,
+        calls: &mut u64,
+    ) -> Option<Gone> {
         for _ in 0..READS {
+            *calls = calls.wrapping_add(1);
             let n = match self.stream.read(buffer) {
                 Ok(0) => return Some(Gone::Closed),
                 Ok(n) => n,
