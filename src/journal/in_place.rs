@@ -4,8 +4,8 @@
 //! under way at a time, so two writes of one block never race; a block whose freeing is being committed is not begun.
 
 use super::ail::Pick;
-use super::log::Journal;
-use super::types::{FlushReason, Reservation};
+use super::log::{Journal, Ticket};
+use super::types::{CommitSeq, FlushReason, Reservation};
 use crate::cache::lock;
 use crate::error::FsResult;
 use crate::glock::GlockName;
@@ -104,14 +104,20 @@ impl Journal {
         if copies == 0 {
             return Ok(());
         }
-        let mut ticket = match self.reserve_as(Reservation::default().with_revokes(copies), true) {
+        let ticket = match self.reserve_as(Reservation::default().with_revokes(copies), true) {
             // The journal was stopped meanwhile: a clean log has no copies.
             Err(_) if lock(&self.state).ail.settled_copies(name).is_empty() => return Ok(()),
             result => result?,
         };
+        let seq = self.revoke_copies(name, copies as usize, ticket);
+        self.wait_durable(seq, FlushReason::Ail)
+    }
+
+    /// Puts at most `most` revokes of a glock's copies into the running commit, and ends their transaction.
+    pub(super) fn revoke_copies(&self, name: GlockName, most: usize, mut ticket: Ticket) -> CommitSeq {
         let mut state = lock(&self.state);
         // Fewer, when the tail has moved meanwhile. A block in the running commit gets a newer copy instead.
-        for addr in state.ail.settled_copies(name).into_iter().take(copies as usize) {
+        for addr in state.ail.settled_copies(name).into_iter().take(most) {
             if !state.running.contains(addr) {
                 state.running.revoke(addr, Some(name));
             }
@@ -119,7 +125,9 @@ impl Journal {
         ticket.settle(&mut state);
         let seq = state.newest();
         drop(state);
-        self.wait_durable(seq, FlushReason::Ail)
+        // Not left to the commit that follows: when the tail took every copy with it there is none.
+        self.changed.notify_all();
+        seq
     }
 
     /// Commits what runs of a glock and writes its blocks in place.

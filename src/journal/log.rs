@@ -39,7 +39,8 @@ impl Ticket {
         &self.journal
     }
 
-    /// Gives the space back: what is needed of it is counted in the running commit now.
+    /// Gives the space back: what is needed of it is counted in the running commit now. The caller tells
+    /// [`Journal::changed`] when he has given up the state.
     pub(super) fn settle(&mut self, state: &mut State) {
         if !std::mem::replace(&mut self.settled, true) {
             state.reserved -= self.cost;
@@ -363,12 +364,9 @@ impl Journal {
         self.merge_locked(&mut state, work);
         ticket.settle(&mut state);
         let seq = state.newest();
-        let waiting = !state.waiters.is_empty() || state.phase == Phase::Stopping;
         let full = self.is_past_thresholds(&state);
         drop(state);
-        if waiting {
-            self.changed.notify_all();
-        }
+        self.changed.notify_all();
         if full {
             self.kick();
         }

@@ -5,11 +5,12 @@
 use super::rig::{Layout, begin, create_one, ex, fill_meta};
 use crate::glock::GlockName;
 use crate::journal::ail::Pick;
-use crate::journal::{FlushReason, Journal, LogDaemon, StatfsDelta, StopReason};
+use crate::journal::log::Ticket;
+use crate::journal::{FlushReason, Journal, LogDaemon, Reservation, StatfsDelta, StopReason, WorkSet};
 use gfs2_format::device::{BlockDevice, MemDevice, RecordDevice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 const ACCOUNTS: u64 = 24;
 const START: u64 = 1_000;
@@ -277,4 +278,45 @@ fn the_daemon_commits_and_writes_in_place_by_itself() {
         std::thread::yield_now();
     }
     drop(logd);
+}
+
+/// Stops a journal while a transaction is open, ends that by `end` when the stop surely waits: the stop must end.
+fn stop_ends_after(open: impl FnOnce(&Arc<Journal>) -> Ticket, end: impl FnOnce(&Arc<Journal>, Ticket)) {
+    let layout = Layout::new(1024, 400);
+    let journal = layout.mount(Arc::new(layout.device()));
+    let ticket = open(&journal);
+    let (said, heard) = mpsc::channel();
+    let stopping = Arc::clone(&journal);
+    // Not in a scope: a stop that never ends shall fail the test, not hang it.
+    std::thread::spawn(move || said.send(stopping.stop(StopReason::Shutdown)));
+    let limit = Instant::now() + Duration::from_secs(60);
+    while journal.changed.waiting() == 0 {
+        assert!(
+            Instant::now() < limit,
+            "the stop does not wait for the open transaction"
+        );
+        std::thread::yield_now();
+    }
+    end(&journal, ticket);
+    heard
+        .recv_timeout(Duration::from_secs(60))
+        .expect("the stop was not told of the end of the last transaction")
+        .unwrap();
+}
+
+/// A glock is given up while the node unmounts: when the tail has taken all its copies with it, no commit follows that
+/// would tell the stop of the end of the transaction (an unmount in ten thousand hung for ever by that).
+#[test]
+fn a_stop_is_told_of_the_last_transaction_however_it_ends() {
+    let reserve = |journal: &Arc<Journal>| {
+        let revokes = Reservation::default().with_revokes(1);
+        journal.reserve_as(revokes, true).unwrap()
+    };
+    stop_ends_after(reserve, |journal, ticket| {
+        journal.revoke_copies(GlockName::inode(1), 1, ticket);
+    });
+    stop_ends_after(reserve, |_, ticket| drop(ticket));
+    stop_ends_after(reserve, |journal, ticket| {
+        journal.merge(WorkSet::default(), ticket).unwrap();
+    });
 }
