@@ -38,7 +38,7 @@ pub const MEMORY: u64 = 64 << 20;
 pub struct Policy {
     /// Write nothing, ask nothing.
     pub read_only: bool,
-    /// Preening: clean journals and good resource groups are enough; a dirty journal of a volume that several nodes may have
+    /// Preening: clean journals and a resource index that can be read are enough, as for the original; a dirty journal of a volume that several nodes may have
     /// mounted is left alone.
     pub preen: bool,
     /// Preening goes all the way anyway.
@@ -105,7 +105,7 @@ pub struct Outcome {
     pub cancelled: bool,
     /// The caller left a part of it out.
     pub skipped: bool,
-    /// Preening found journals and resource groups in order and looked no further.
+    /// Preening found the journals clean and looked no further than the resource index.
     pub preened: bool,
 }
 
