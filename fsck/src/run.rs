@@ -58,6 +58,8 @@ pub(crate) struct Run<'a> {
     repairs: bool,
     /// Other nodes were looked for.
     watched: bool,
+    /// The device was found to be large enough.
+    measured: bool,
     history: History,
     ledger: Ledger,
     shape: Shape,
@@ -71,6 +73,7 @@ impl<'a> Run<'a> {
             outcome: Outcome::default(),
             repairs: !policy.read_only && (policy.dry_run || !device.is_read_only()),
             watched: false,
+            measured: false,
             history: History::default(),
             ledger: Ledger::default(),
             shape: Shape::default(),
@@ -169,6 +172,10 @@ impl<'a> Run<'a> {
         let Some((superblock, geometry)) = self.superblock(changes, reporter)? else {
             return Ok(End::Again);
         };
+        if !self.measured && !self.policy.force {
+            self.measured = true;
+            is_all_there(changes.overlay(), &geometry, &superblock)?;
+        }
         changes.rebase(geometry.bsize())?;
         self.shape.geometry = Some(geometry.clone());
         // What an interrupted check left nobody can have mounted.
@@ -468,6 +475,25 @@ impl<'a> Run<'a> {
         }
         Ok(replayed)
     }
+}
+
+/// Refuses a device that ends before the volume does.
+fn is_all_there(device: &dyn BlockDevice, geometry: &Geometry, superblock: &Superblock) -> Result<(), Error> {
+    let Some(end) = pass::extent::end_behind_device(device, geometry, superblock) else {
+        return Ok(());
+    };
+    let text = format!(
+        "the device has {} blocks of {} bytes, the volume {end}: its end is missing; -f goes on without it",
+        geometry.end(),
+        geometry.bsize()
+    );
+    let short = io::Error::new(io::ErrorKind::UnexpectedEof, text);
+    Err(Error::io(
+        "measure",
+        geometry.byte_offset(gfs2_format::BlockAddr::new(geometry.end())),
+        0,
+        short,
+    ))
 }
 
 /// What an error of reading the superblock means: damage, or not for us.
