@@ -2,7 +2,7 @@
 //! overwritten blocks all over the metadata; after a repair that claims success our check finds nothing.
 //!
 //! `ROUNDS`, `SEED` and `FIRST` (the first round) in the environment make it longer and other, `IMAGE` takes one volume
-//! only; with `REFERENCE_EVERY` each so-manieth volume goes through the reference, too (gfs2-utils; it can take minutes
+//! only, `STORY` tells all about a volume with errors left; with `REFERENCE_EVERY` each so-manieth volume goes through the reference, too (gfs2-utils; it can take minutes
 //! over one).
 
 #![allow(
@@ -212,6 +212,13 @@ fn rounds(name: &str, (first, rounds): (u64, u64)) -> (u64, u64) {
             let told: Vec<String> = after.problems.iter().take(5).map(ToString::to_string).collect();
             let fates: Vec<_> = found.fates.iter().rev().take(5).collect();
             println!("{shown}: {outcome:?}: {told:#?} {fates:?}");
+            if std::env::var_os("STORY").is_some() {
+                found
+                    .problems
+                    .iter()
+                    .for_each(|problem| println!("    {problem}"));
+                found.fates.iter().for_each(|fate| println!("    {fate:?}"));
+            }
         }
     }
     println!("{name}: {clean} clean, {left} with errors left");

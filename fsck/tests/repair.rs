@@ -50,12 +50,15 @@ const TOUCHED: &[(&str, &[&str])] = &[
     ("leaves swapped", &["/data/"]),
     ("full leaves swapped", &["/big/"]),
     ("leaf lost", &["/big/"]),
+    ("file's block as leaf", &["/data/"]),
+    ("hash block twice", &["/big/"]),
     ("hash block", &["/big/"]),
     ("name twice", &["/perm/m0755"]),
     ("subtree lost", &["/"]),
     ("directory lost, and empty", &["/data/topdir"]),
     ("file lost, with a bad pointer", &["/data/f4k"]),
     // The root gets an entry for lost+found.
+    ("rindex is a directory", &["/"]),
     ("file lost", &["/", "/data/jd"]),
     ("file lost, and empty", &["/data/append"]),
 ];
@@ -68,8 +71,11 @@ const THEMSELVES: &[&str] = &[
     "empty slot",
     "leaves swapped",
     "full leaves swapped",
+    "file's block as leaf",
+    "hash block twice",
     "hash block",
     "file lost",
+    "rindex is a directory",
 ];
 
 static BEFORE: LazyLock<Contents> = LazyLock::new(|| contents(&fixture(IMAGE)));

@@ -181,6 +181,7 @@ fn size(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
             }
             len
         }
+        Some(FileType::Dir) => stuffed,
         _ if di.height.get() == 0 => stuffed,
         _ => return Ok(Verdict::Gone),
     };

@@ -5,6 +5,7 @@ use super::system::rindex;
 use super::{Editor, Repaired, Verdict};
 use crate::problem::{Kind, Problem};
 use gfs2_format::bitmap::RgrpLayout;
+use gfs2_format::dir::lookup;
 use gfs2_format::ondisk::{MetaType, Rgrp};
 use gfs2_format::{BlockAddr, BlockRead, Error, Expected};
 
@@ -24,6 +25,12 @@ fn index(edit: &mut Editor<'_>) -> Repaired {
     let Some(addr) = edit.seen.system.file("rindex") else {
         return Ok(Verdict::Unable("there is no resource index yet"));
     };
+    let master = edit.superblock.master_dir.num().addr;
+    let named = lookup(edit, master, b"rindex").map(|found| found.map(|found| found.num.addr));
+    if matches!(named, Ok(named) if named != Some(addr)) {
+        // Another repair of this round put a new file in its place.
+        return Ok(Verdict::Gone);
+    }
     if edit.seen.observed.groups().is_empty() {
         return Ok(Verdict::Unable(
             "resource groups are lost that cannot be found again",

@@ -237,7 +237,7 @@ fn master(edit: &mut Editor<'_>) -> Repaired {
     if mend(edit, addr)? {
         return Ok(Verdict::Done);
     }
-    if !may_overwrite(edit, &found, addr)? {
+    if !may_overwrite(edit, &found, addr, found.master_was)? {
         return Ok(Verdict::Unable(
             "the superblock leads to another inode, and no master directory is left",
         ));
@@ -266,7 +266,7 @@ fn root(edit: &mut Editor<'_>) -> Repaired {
     if mend(edit, num.addr)? {
         return Ok(Verdict::Done);
     }
-    if !may_overwrite(edit, &found, num.addr)? {
+    if !may_overwrite(edit, &found, num.addr, found.root_was)? {
         return Ok(Verdict::Unable(
             "the superblock leads to another inode, and no root directory is left",
         ));
@@ -311,12 +311,22 @@ fn mend(edit: &mut Editor<'_>, addr: BlockAddr) -> Result<bool, Error> {
     Ok(whole)
 }
 
-/// Is this the place of an inode that is gone?
-fn may_overwrite(edit: &Editor<'_>, found: &scan::SystemTree, addr: BlockAddr) -> Result<bool, Error> {
+/// Is this the place of an inode that is gone? `was`: where directories say that it is.
+fn may_overwrite(
+    edit: &Editor<'_>,
+    found: &scan::SystemTree,
+    addr: BlockAddr,
+    was: Option<InodeNum>,
+) -> Result<bool, Error> {
     if addr <= edit.geometry().superblock() || addr.get() >= edit.geometry().end() {
         return Ok(false);
     }
-    let marked = found.state(edit, addr) == Some(BlockState::Dinode);
+    let marked = match found.state(edit, addr) {
+        Some(BlockState::Dinode) => true,
+        Some(BlockState::Used) => false,
+        // A bitmap that is damaged, too, or cannot be found.
+        _ => was.is_some_and(|was| was.addr == addr),
+    };
     Ok(marked && !scan::is_inode(edit, addr)?)
 }
 
