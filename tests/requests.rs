@@ -52,13 +52,11 @@ impl Daemon {
         daemon.wait_for("the mount", |daemon| {
             fs::metadata(&daemon.target).is_ok_and(|meta| meta.dev() != device.dev())
         });
-        // The daemon looks at its own mount once, to find this file.
+        // Set before anybody sees the mount, and without a request to it.
         let mounted = fs::metadata(&daemon.target).unwrap().dev();
         let (major, minor) = (rustix::fs::major(mounted), rustix::fs::minor(mounted));
         let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        daemon.wait_for("read-ahead", |_| {
-            fs::read_to_string(&knob).is_ok_and(|kib| kib.trim() == "1024")
-        });
+        assert_eq!(fs::read_to_string(&knob).unwrap().trim(), "1024");
         daemon
     }
 

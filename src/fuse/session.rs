@@ -11,7 +11,7 @@ use super::request::{Op, decode};
 use super::rings::{Rings, Transport};
 use crate::error::Errno;
 use crate::ops::Fs;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
@@ -183,8 +183,8 @@ pub fn serve(
         .flags
         .contains(InitFlags::OVER_IO_URING)
         .then(|| Rings::start(&crew));
+    set_read_ahead(&tree);
     let result = attach(tree, &target).and_then(|()| {
-        set_read_ahead(target.clone());
         ready();
         crew.run()
     });
@@ -292,23 +292,20 @@ fn answer_init(init: &abi::InitIn, options: ServeOptions, by_ring: bool) -> (abi
     (out, agreed)
 }
 
-/// Asks for larger read-ahead than the kernel's default of 128 KiB. A matter of speed only. On a thread of its own:
-/// finding the mount's device number asks the mount itself.
-fn set_read_ahead(target: PathBuf) {
-    let set = move || {
-        let Ok(meta) = std::fs::metadata(&target) else {
-            return;
-        };
-        let (major, minor) = (rustix::fs::major(meta.st_dev()), rustix::fs::minor(meta.st_dev()));
-        let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
-            tracing::debug!(path, "read-ahead stays at the kernel's default: {error}");
-        }
-    };
-    if let Err(error) = std::thread::Builder::new()
-        .name("gfs2-readahead".into())
-        .spawn(set)
-    {
+/// Asks for larger read-ahead than the kernel's default of 128 KiB. A matter of speed only. The device's number is what
+/// the kernel knows by itself: nothing is asked of the mount, which is not served yet.
+fn set_read_ahead(tree: &OwnedFd) {
+    let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let set = statx(tree, "", known, StatxFlags::empty())
+        .map_err(io::Error::from)
+        .and_then(|stat| {
+            let path = format!(
+                "/sys/class/bdi/{}:{}/read_ahead_kb",
+                stat.stx_dev_major, stat.stx_dev_minor
+            );
+            std::fs::write(path, READ_AHEAD_KIB.to_string())
+        });
+    if let Err(error) = set {
         tracing::debug!("read-ahead stays at the kernel's default: {error}");
     }
 }
