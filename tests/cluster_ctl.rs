@@ -236,9 +236,12 @@ fn fence_pid(text: &str) -> u32 {
 fn an_agent_that_runs_is_named_with_its_process_and_the_clock_is_the_machines() {
     let dir = tempfile::tempdir().unwrap();
     let agent = dir.path().join("fence_slow");
-    std::fs::write(&agent, "#!/bin/sh\nexec sleep 600\n").unwrap();
-    let runs = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&agent, runs).unwrap();
+    let text = dir.path().join("text");
+    std::fs::write(&text, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    // By a process of its own: what is open for writing, in a child that another test starts just now, cannot be run.
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).args([&text, &agent]);
+    assert!(install.status().unwrap().success());
     let cluster = Cluster::new(3, agent.to_str().unwrap());
     let nodes = [cluster.node(1), cluster.node(2), cluster.node(3)];
     nodes.iter().for_each(|node| node.recovered(3));
