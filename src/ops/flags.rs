@@ -113,7 +113,7 @@ impl Fs {
             check_kind(inode.kind())?;
             let mut locked = engine.exclusive(&inode)?;
             let old = flags_of(locked.dinode());
-            let new = old - of | flags & of;
+            let new = (old - of) | (flags & of);
             check_change(caller, locked.dinode(), old, new)?;
             if new == old {
                 return Ok(());
