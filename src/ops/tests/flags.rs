@@ -195,7 +195,12 @@ fn record(seed: u64, bsize: usize, alone: bool) -> (MemDevice, Arc<RecordDevice<
                 let position = device.log().entries().len();
                 synced.push(Synced { position, versions });
             }
-            5 => rig.journal.write_back().unwrap(),
+            5 if rng.u32(..4) == 0 => rig.journal.write_back().unwrap(),
+            // Others' blocks keep the log's tail where it is: what stands behind it is replayed.
+            5 => {
+                let other = rig.create(rig.root(), &format!("other-{version}"));
+                rig.fs.forget(other.num.addr, 1);
+            }
             6 => {
                 let read = rig.read(file, 0, BLOCKS * bsize);
                 for (at, block) in read.chunks(bsize).enumerate() {
