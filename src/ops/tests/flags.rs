@@ -241,7 +241,7 @@ fn a_power_cut_shows_no_older_bytes_of_a_file_that_changed_its_way() {
         assert!(synced.len() > 20, "seed {seed}: only {} syncs", synced.len());
         let log = device.log();
         let mut rng = Rng::with_seed(seed);
-        for turn in 0..24 {
+        for turn in 0..12 {
             // Just after something was synced, mostly: what is there is what a replay may spoil.
             let position = match turn % 4 {
                 0 => rng.usize(..=log.entries().len()),
