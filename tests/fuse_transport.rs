@@ -531,7 +531,7 @@ fn set_id_bits_go_when_somebody_without_the_right_writes_truncates_or_sets_an_ac
 fn a_program_that_runs_is_not_changed(transport: Transport) {
     let rig = Rig::new(transport, false, false);
     let path = rig.join("sleep");
-    fs::copy("/bin/sleep", &path).unwrap();
+    support::host::copy_program(Path::new("/bin/sleep"), &path);
     let size = fs::metadata(&path).unwrap().len();
     let mut running = Command::new(&path).arg("1000").spawn().unwrap();
     for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {

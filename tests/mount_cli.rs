@@ -122,7 +122,7 @@ fn nobody_but_root_mounts() {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let helper = copy.path().join("mount.fuse-gfs2");
-    fs::copy(program("mount-fuse-gfs2"), &helper).unwrap();
+    support::host::copy_program(&program("mount-fuse-gfs2"), &helper);
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&helper)

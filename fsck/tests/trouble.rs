@@ -97,7 +97,10 @@ fn what_may_not_be_read_is_said_to_be_so() {
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let path = saved(&dir, &fixture("clean1k"));
     let program = dir.path().join("fsck");
-    std::fs::copy(PROGRAM, &program).unwrap();
+    // By a process of its own: what another thread starts meanwhile would inherit the descriptor the copy is written by,
+    // and a program that is open for writing cannot be run.
+    let copied = Command::new("cp").arg(PROGRAM).arg(&program).status();
+    assert!(copied.unwrap().success());
     for (mode, args, code) in [(0o000, "-n", 16), (0o444, "-y", 16), (0o444, "-n", 0)] {
         std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
         let mut command = Command::new(&program);

@@ -230,6 +230,12 @@ pub fn zstd(file: &Path, to: &Path) {
         .check();
 }
 
+/// A copy of a program that can be run at once. By a process of its own: the descriptor it is written by would else be
+/// inherited by whatever another thread is starting just now, and until that runs its own program this one is "busy".
+pub fn copy_program(from: &Path, to: &Path) {
+    Host::new("cp").args([from, to]).check();
+}
+
 /// Copies an image, holes kept.
 #[track_caller]
 pub fn copy_sparse(from: &Path, to: &Path) {
