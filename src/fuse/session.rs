@@ -175,7 +175,13 @@ pub fn serve(
     // Whose names may be kept needs no handle: told once that there are none, the kernel neither opens nor closes
     // directories any more.
     let dir_handles = !options.cache_dirs || !agreed.flags.contains(InitFlags::NO_OPENDIR_SUPPORT);
-    let front = Front::new(Arc::clone(fs), nodes, options, dir_handles);
+    let front = Front::new(
+        Arc::clone(fs),
+        nodes,
+        options,
+        dir_handles,
+        Arc::clone(notifications),
+    );
     let keepers = Keepers::start(options.busy_poll);
     let awake = keepers.as_ref().map(|keepers| Arc::clone(keepers.awake()));
     let crew = Crew::new(channel, front, Arc::clone(notifications), awake);
@@ -292,19 +298,18 @@ fn answer_init(init: &abi::InitIn, options: ServeOptions, by_ring: bool) -> (abi
     (out, agreed)
 }
 
-/// Asks for larger read-ahead than the kernel's default of 128 KiB. A matter of speed only.
-///
-/// No request comes of it: of the mount's numbers, what the kernel has at hand will do.
+/// Asks for larger read-ahead than the kernel's default of 128 KiB. A matter of speed only. The device's number is what
+/// the kernel knows by itself: nothing is asked of the mount, which is not served yet.
 fn set_read_ahead(tree: &OwnedFd) {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let set = statx(tree, "", flags, StatxFlags::TYPE)
+    let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let set = statx(tree, "", known, StatxFlags::empty())
         .map_err(io::Error::from)
-        .and_then(|found| {
-            let (major, minor) = (found.stx_dev_major, found.stx_dev_minor);
-            std::fs::write(
-                format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"),
-                READ_AHEAD_KIB.to_string(),
-            )
+        .and_then(|stat| {
+            let path = format!(
+                "/sys/class/bdi/{}:{}/read_ahead_kb",
+                stat.stx_dev_major, stat.stx_dev_minor
+            );
+            std::fs::write(path, READ_AHEAD_KIB.to_string())
         });
     if let Err(error) = set {
         tracing::debug!("read-ahead stays at the kernel's default: {error}");
