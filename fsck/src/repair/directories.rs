@@ -232,7 +232,11 @@ fn entry(edit: &mut Editor<'_>, dir: BlockAddr, problem: &Problem) -> Repaired {
         }
         (Kind::EntryName, _) => rename(edit, &record)?,
         (Kind::SecondLink, _) => return second(edit, dir, &record),
-        (Kind::EntryTarget | Kind::DuplicateName, _) => delete(edit, dir, &record)?,
+        (Kind::EntryTarget, _) => {
+            edit.avoid(target);
+            delete(edit, dir, &record)?;
+        }
+        (Kind::DuplicateName, _) => delete(edit, dir, &record)?,
         _ => return Ok(Verdict::Unable("it is no damage of an entry")),
     }
     Ok(Verdict::Done)

@@ -15,7 +15,7 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         Kind::Rindex | Kind::RindexEntry | Kind::RindexMissing | Kind::RindexSize => index(edit),
         Kind::RgrpCount => field(edit, problem),
         Kind::RgrpField | Kind::RgrpCrc | Kind::RgrpSkip => field(edit, problem),
-        Kind::RgrpHeader | Kind::RgrpBitmap => block(edit, problem),
+        Kind::RgrpHeader | Kind::RgrpBitmap => blocks(edit, problem),
         _ => Ok(Verdict::Unable("this version cannot repair it")),
     }
 }
@@ -72,9 +72,19 @@ fn field(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
     Ok(Verdict::Done)
 }
 
+/// Headers or bitmap blocks that are none.
+fn blocks(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
+    let mut verdict = Verdict::Gone;
+    for at in problem.range().map(BlockAddr::new) {
+        if block(edit, at)? == Verdict::Done {
+            verdict = Verdict::Done;
+        }
+    }
+    Ok(verdict)
+}
+
 /// A header or bitmap block that is none: its states stay as far as they are there, the rest follows from the index.
-fn block(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
-    let at = problem.block;
+fn block(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
     let groups = edit.seen.observed.groups();
     let after = groups.partition_point(|group| group.layout.addr() <= at);
     let layout = after

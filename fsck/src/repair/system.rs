@@ -24,6 +24,9 @@ const FORMAT_RINDEX: u32 = 1100;
 /// `di_payload_format` of the quota file.
 const FORMAT_QUOTA: u32 = 1500;
 
+/// Blocks of a quota change file that are made anew together; the others wait for the next round.
+const QUOTA_BLOCKS: usize = 1 << 12;
+
 /// See the module documentation.
 pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
     let name = problem.name.as_deref().unwrap_or_default();
@@ -42,8 +45,10 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         },
         Kind::SystemFile => file(edit, problem, name),
         Kind::QuotaChangeBlock => {
-            edit.create(problem.block)?;
-            edit.stamp(problem.block, MetaType::Qc)?;
+            for block in problem.range().take(QUOTA_BLOCKS).map(BlockAddr::new) {
+                edit.create(block)?;
+                edit.stamp(block, MetaType::Qc)?;
+            }
             Ok(Verdict::Done)
         }
         Kind::MasterDir => master(edit),

@@ -100,6 +100,13 @@ pub(crate) const HEAVY: &[Case] = heavy! {
     "inum_range1 lost": m => lose(m, m.master("per_node"), "inum_range1") => PerNodeMissing;
     "statfs_change0 lost": m => lose(m, m.master("per_node"), "statfs_change0") => PerNodeMissing;
     "quota_change1 lost": m => lose(m, m.master("per_node"), "quota_change1") => PerNodeMissing;
+    "quota change blocks": m => {
+        let indirect = m.top(m.master("per_node/quota_change0"), 0);
+        (0..120).fold(String::new(), |mut script, n| {
+            let _ = writeln!(script, "zero block {}", m.pointer(indirect, n));
+            script
+        })
+    } => QuotaChangeBlock;
     "quota change size": _ => "set dinode(master:/per_node/quota_change0).di_size = 5" => SystemFile;
 
     "index entry and group": m => format!("{}{}", zero_entries(2..3), zero_group(m, 2)) => RindexEntry;
