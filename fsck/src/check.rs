@@ -134,7 +134,7 @@ pub(crate) struct Check<'a> {
     /// How many of them are listed one by one.
     shared_listed: usize,
     shared_unlisted: u64,
-    /// The second walk: look for owners, report nothing.
+    /// The second walk: look for owners, report nothing; or another look that reports nothing.
     searching: bool,
     now: Stage,
     /// Bytes this may take; and how many it took when that was last looked at.
@@ -191,12 +191,6 @@ impl<'a> Check<'a> {
     pub(crate) fn hold(mut self, history: &'a mut History, held: Held) -> Self {
         self.repairs = Some(Repairs { held, history });
         self
-    }
-
-    /// Does something wait for its repair?
-    pub(crate) fn is_holding(&self) -> bool {
-        let repairs = self.repairs.as_ref();
-        repairs.is_some_and(|repairs| !repairs.held.problems.is_empty())
     }
 
     /// Errors of this round that stay.
@@ -277,6 +271,14 @@ impl<'a> Check<'a> {
     /// Keeps a directory's dinode for when directories are looked at, if there is room.
     pub(crate) fn keep_directory(&mut self, addr: BlockAddr, bytes: &[u8]) {
         self.directories.keep(addr, bytes, self.memory / KEPT);
+    }
+
+    /// Looks at something without saying what is wrong with it.
+    pub(crate) fn quietly<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.searching, true);
+        let seen = look(self);
+        self.searching = before;
+        seen
     }
 
     /// Is this the stage the check is in?

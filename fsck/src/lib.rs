@@ -38,10 +38,10 @@ pub const MEMORY: u64 = 64 << 20;
 pub struct Policy {
     /// Write nothing, ask nothing.
     pub read_only: bool,
-    /// Preening: clean journals and good resource groups are enough; a dirty journal of a volume that several nodes may have
+    /// Preening: clean journals and a resource index that can be read are enough, as for the original; a dirty journal of a volume that several nodes may have
     /// mounted is left alone.
     pub preen: bool,
-    /// Preening goes all the way anyway.
+    /// Preening goes all the way anyway; a volume whose end is missing, or of which blocks cannot be read, is repaired.
     pub force: bool,
     /// Repair in memory only, to see what would be done.
     pub dry_run: bool,
@@ -105,7 +105,7 @@ pub struct Outcome {
     pub cancelled: bool,
     /// The caller left a part of it out.
     pub skipped: bool,
-    /// Preening found journals and resource groups in order and looked no further.
+    /// Preening found the journals clean and looked no further than the resource index.
     pub preened: bool,
 }
 
@@ -133,7 +133,8 @@ impl Outcome {
 /// ```
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a volume this version does not know, I/O errors where nothing can be said without the
+/// [`Error::Unsupported`] for a volume this version does not know, [`std::io::ErrorKind::UnexpectedEof`] for a device
+/// that ends before the volume does (unless forced), I/O errors where nothing can be said without the
 /// block. Damage is no error: it is reported.
 pub fn check(
     device: &dyn BlockDevice,

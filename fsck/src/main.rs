@@ -321,6 +321,10 @@ fn check(task: &Task<'_>, device: &dyn BlockDevice, preen: bool) -> u8 {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
             usage(&format!("fsck.gfs2: {}: {source}", path.display()))
         }
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::UnexpectedEof => {
+            complain(&format!("fsck.gfs2: {}: {source}", path.display()));
+            OPERATIONAL
+        }
         Err(e) => {
             complain(&format!("fsck.gfs2: {}: {e}", path.display()));
             OPERATIONAL

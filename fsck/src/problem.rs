@@ -339,6 +339,12 @@ impl Problem {
         self
     }
 
+    /// The blocks it is about, as numbers.
+    pub(crate) fn range(&self) -> std::ops::Range<u64> {
+        let start = self.block.get();
+        start..start.saturating_add(self.blocks)
+    }
+
     /// Does `next` say the same of the block after this one?
     pub(crate) fn continued_by(&self, next: &Self) -> bool {
         self.kind == next.kind

@@ -58,6 +58,8 @@ pub(crate) struct Run<'a> {
     repairs: bool,
     /// Other nodes were looked for.
     watched: bool,
+    /// The device was found to be large enough.
+    measured: bool,
     history: History,
     ledger: Ledger,
     shape: Shape,
@@ -71,6 +73,7 @@ impl<'a> Run<'a> {
             outcome: Outcome::default(),
             repairs: !policy.read_only && (policy.dry_run || !device.is_read_only()),
             watched: false,
+            measured: false,
             history: History::default(),
             ledger: Ledger::default(),
             shape: Shape::default(),
@@ -169,9 +172,14 @@ impl<'a> Run<'a> {
         let Some((superblock, geometry)) = self.superblock(changes, reporter)? else {
             return Ok(End::Again);
         };
+        if !self.measured && !self.policy.force {
+            self.measured = true;
+            is_all_there(changes.overlay(), &geometry, &superblock)?;
+        }
         changes.rebase(geometry.bsize())?;
         self.shape.geometry = Some(geometry.clone());
-        let shared = superblock.lockproto() != "lock_nolock";
+        // What an interrupted check left nobody can have mounted.
+        let shared = !matches!(&*superblock.lockproto(), "lock_nolock" | "fsck_nolock");
         if shared && self.policy.preen && !self.policy.force {
             // Others may have it mounted.
             self.repairs = false;
@@ -192,8 +200,9 @@ impl<'a> Run<'a> {
             return Ok(End::Again);
         }
         // A replay may have changed anything but the superblock: everything is read afresh.
-        let short =
-            self.policy.preen && !self.policy.force && self.outcome.errors == 0 && self.outcome.warnings == 0;
+        let quiet = self.outcome.errors == 0 && self.outcome.warnings == 0 && held.problems.is_empty();
+        let whole = !journals.iter().any(|journal| journal.bent) && !is_left_behind(&superblock);
+        let short = self.policy.preen && !self.policy.force && quiet && whole;
         let overlay = changes.overlay();
         let mut check = Check::new(
             overlay,
@@ -286,7 +295,6 @@ impl<'a> Run<'a> {
             if full && !changes.is_empty() {
                 break;
             }
-            self.history.attempted(problem);
             reporter.fate(problem, &self.history.fate(problem, result));
         }
         if (full && !changes.is_empty()) || changes.is_filling() {
@@ -317,7 +325,6 @@ impl<'a> Run<'a> {
             reporter.fate(&problem, &Fate::Refused);
             return Err(Stop::Fatal);
         }
-        self.history.attempted(&problem);
         let result = repair::rebuild_superblock(changes.overlay());
         let done = matches!(result, Ok(Verdict::Done));
         reporter.fate(&problem, &self.history.fate(&problem, result));
@@ -470,6 +477,25 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Refuses a device that ends before the volume does.
+fn is_all_there(device: &dyn BlockDevice, geometry: &Geometry, superblock: &Superblock) -> Result<(), Error> {
+    let Some(end) = pass::extent::end_behind_device(device, geometry, superblock) else {
+        return Ok(());
+    };
+    let text = format!(
+        "the device has {} blocks of {} bytes, the volume {end}: its end is missing; -f goes on without it",
+        geometry.end(),
+        geometry.bsize()
+    );
+    let short = io::Error::new(io::ErrorKind::UnexpectedEof, text);
+    Err(Error::io(
+        "measure",
+        geometry.byte_offset(gfs2_format::BlockAddr::new(geometry.end())),
+        0,
+        short,
+    ))
+}
+
 /// What an error of reading the superblock means: damage, or not for us.
 fn superblock_problem(device: &dyn BlockDevice, error: Error) -> Result<Problem, Error> {
     let sb = gfs2_format::geometry::SUPERBLOCK_OFFSET;
@@ -542,7 +568,12 @@ fn volume(
     })
 }
 
-/// Everything but the journals; `short`: only as far as the resource groups, if nothing is wrong so far.
+/// Did a check that was interrupted leave its guard?
+fn is_left_behind(superblock: &Superblock) -> bool {
+    superblock.lockproto().starts_with("fsck_")
+}
+
+/// Everything but the journals; `short`: when the resource index can be used, not even that.
 fn everything(check: &mut Check<'_>, short: bool, system: &mut System) -> Step {
     let (device, geometry) = (check.device, check.geometry.clone());
     std::thread::scope(|scope| {
@@ -558,6 +589,10 @@ fn everything_through(
     system: &mut System,
 ) -> Step {
     *system = find_system(check, reader)?;
+    if short && check.can_find_groups(reader, system)? {
+        check.outcome.preened = true;
+        return Ok(());
+    }
     check.system(reader, system)?;
     check.gate(Phase::Journals)?;
     check.stage(Stage::Rgrps);
@@ -566,10 +601,6 @@ fn everything_through(
     let totals = check.rgrps(reader, rindex, content.as_deref(), total)?;
     drop(content);
     check.gate(Phase::Rgrps)?;
-    if short && check.outcome.errors == 0 && !check.is_holding() {
-        check.outcome.preened = true;
-        return Ok(());
-    }
     metadata(check, reader)?;
     check.stage(Stage::Statfs);
     match totals {

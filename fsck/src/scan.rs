@@ -4,9 +4,11 @@
 //! of an inode, the first data block of a resource group), so copies in journals and in files are none.
 
 use crate::pass::area::{Area, Record};
+use crate::pass::system::names;
 use crate::reader::Reader;
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::device::BlockDevice;
+use gfs2_format::dir::lookup;
 use gfs2_format::geometry::SUPERBLOCK_OFFSET;
 use gfs2_format::ondisk::{
     BlockState, DINODE_SIZE, Dinode, DinodeFlags, FileType, MAGIC, MetaHeader, MetaType, Rgrp, RindexEntry,
@@ -14,6 +16,7 @@ use gfs2_format::ondisk::{
 };
 use gfs2_format::volume::DeviceReader;
 use gfs2_format::{BlockAddr, BlockRead, Error, Geometry, InodeNum};
+use std::collections::{BTreeMap, HashSet};
 
 /// `di_payload_format` of the resource index.
 const FORMAT_RINDEX: u32 = 1100;
@@ -25,6 +28,8 @@ const QUOTA_SIZE: u64 = 88;
 const PIECE: usize = 1 << 20;
 /// Inodes looked at together.
 const INODES: usize = 1024;
+/// Directories that are remembered to tell which one is gone.
+const DIRECTORIES: usize = 1 << 20;
 /// How far behind the superblock the first resource group is looked for when the block size is not known.
 const FIRST_GROUP: u64 = 64 << 20;
 
@@ -160,6 +165,10 @@ pub(crate) struct SystemTree {
     pub(crate) master: Option<InodeNum>,
     /// A directory that is its own parent and no system file.
     pub(crate) root: Option<InodeNum>,
+    /// Where directories say that the root is, and system directories that the master directory is, though no
+    /// directory is there any more.
+    pub(crate) root_was: Option<InodeNum>,
+    pub(crate) master_was: Option<InodeNum>,
     /// What belongs into the master directory.
     pub(crate) files: Vec<(&'static str, InodeNum, FileType)>,
     groups: Vec<RgrpLayout>,
@@ -181,14 +190,19 @@ pub(crate) fn system_tree(device: &dyn BlockDevice, geometry: &Geometry) -> Syst
     let mut tree = SystemTree::default();
     let mut files: Vec<(InodeNum, u64)> = Vec::new();
     let mut of_nodes: Vec<BlockAddr> = Vec::new();
+    let mut above = Above::default();
     let addresses: Vec<BlockAddr> = groups.iter().map(RgrpLayout::addr).collect();
-    inodes(device, geometry, &groups, |addr, di, bytes| {
+    let mut visit = |addr: BlockAddr, di: &Dinode, bytes: &[u8]| {
         let num = di.inode_num();
         let system = di.flags().contains(DinodeFlags::SYSTEM);
         if di.is_dir() {
-            let (names, parent) = entries(addr, bytes);
+            let (names, parent) = match di.flags().contains(DinodeFlags::EXHASH) {
+                true => hashed_entries(device, geometry, addr, system),
+                false => entries(addr, bytes),
+            };
             let has = |name: &str| names.iter().any(|(found, _)| **found == *name.as_bytes());
-            if parent == Some(addr) && !system {
+            above.add(addr, parent, system);
+            if parent.is_some_and(|parent| parent.addr == addr) && !system {
                 tree.root.get_or_insert(num);
             } else if system && has("jindex") && has("per_node") {
                 tree.master.get_or_insert(num);
@@ -213,7 +227,25 @@ pub(crate) fn system_tree(device: &dyn BlockDevice, geometry: &Geometry) -> Syst
                 _ => {}
             }
         }
-    });
+    };
+    inodes(device, geometry, &groups, &mut visit);
+    // Where groups are that have lost their headers.
+    let mut at = first;
+    for (next, behind) in groups
+        .iter()
+        .map(|group| (group.addr().get(), group.end().get()))
+        .chain([(geometry.end(), geometry.end())])
+    {
+        magic_blocks(device, geometry, at, next, |addr, bytes| {
+            // What was deleted there may still be seen: that is the price.
+            let decoded = Dinode::decode(bytes, addr, geometry);
+            if let Some(di) = decoded.ok().filter(|di| di.num.addr.get() == addr.get()) {
+                visit(addr, di, bytes);
+            }
+            true
+        });
+        at = behind;
+    }
     files.retain(|(num, _)| !of_nodes.contains(&num.addr));
     for (num, size) in files {
         let name = match size {
@@ -225,34 +257,81 @@ pub(crate) fn system_tree(device: &dyn BlockDevice, geometry: &Geometry) -> Syst
             tree.files.push((name, num, FileType::Regular));
         }
     }
+    (tree.root_was, tree.master_was) = (above.gone(false), above.gone(true));
     tree.groups = groups;
     tree
+}
+
+/// Where the ".." of directories lead.
+#[derive(Debug, Default)]
+struct Above {
+    directories: HashSet<BlockAddr>,
+    /// By place and whether it is one of the system tree: its numbers, and how many directories name it.
+    named: BTreeMap<(bool, BlockAddr), (InodeNum, u64)>,
+}
+
+impl Above {
+    fn add(&mut self, directory: BlockAddr, parent: Option<InodeNum>, system: bool) {
+        if self.directories.len() >= DIRECTORIES {
+            return;
+        }
+        self.directories.insert(directory);
+        if let Some(parent) = parent {
+            let (_, count) = self.named.entry((system, parent.addr)).or_insert((parent, 0));
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// What most directories name that is no directory.
+    fn gone(&self, system: bool) -> Option<InodeNum> {
+        let gone = self
+            .named
+            .iter()
+            .filter(|((of_system, addr), _)| *of_system == system && !self.directories.contains(addr));
+        gone.max_by_key(|(_, (_, count))| *count)
+            .map(|(_, (num, _))| *num)
+    }
 }
 
 /// Names with the inodes they lead to.
 type Names = Vec<(Box<[u8]>, BlockAddr)>;
 
 /// Names and targets of a directory whose entries stand in its dinode, and where ".." leads.
-fn entries(addr: BlockAddr, bytes: &[u8]) -> (Names, Option<BlockAddr>) {
+fn entries(addr: BlockAddr, bytes: &[u8]) -> (Names, Option<InodeNum>) {
     let mut names = Vec::new();
     let mut parent = None;
-    let Ok(di) = view::<Dinode>(bytes, 0, addr) else {
-        return (names, parent);
-    };
-    if di.flags().contains(DinodeFlags::EXHASH) {
-        return (names, parent);
-    }
     for record in Area::new(bytes, addr, DINODE_SIZE) {
         if let Record::Entry { dirent, name } = record {
-            let target = dirent.inum.num().addr;
+            let target = dirent.inum.num();
             match name {
                 b"." => {}
                 b".." => parent = Some(target),
-                _ => names.push((name.into(), target)),
+                _ => names.push((name.into(), target.addr)),
             }
         }
     }
     (names, parent)
+}
+
+/// The same of a hashed directory; the names only of one of the system tree.
+fn hashed_entries(
+    device: &dyn BlockDevice,
+    geometry: &Geometry,
+    addr: BlockAddr,
+    system: bool,
+) -> (Names, Option<InodeNum>) {
+    if !system {
+        let found = lookup(&DeviceReader::new(device, geometry), addr, b"..");
+        return (Names::new(), found.ok().flatten().map(|found| found.num));
+    }
+    let mut reader = Reader::new(device, geometry);
+    let mut all = names(&mut reader, geometry, addr).unwrap_or_default();
+    let parent = all.remove(b"..".as_slice());
+    all.remove(b".".as_slice());
+    (
+        all.into_iter().map(|(name, num)| (name, num.addr)).collect(),
+        parent,
+    )
 }
 
 /// Does the file begin with the entry of a resource group?

@@ -364,3 +364,36 @@ impl Reporter for Terminal {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_progress_is_pass_share_and_time_left() {
+        let mut terminal = Terminal::new(0, Answers::Yes, false).unwrap();
+        let at = |done, total| Progress {
+            stage: Stage::Inodes,
+            done,
+            total,
+        };
+        assert_eq!(terminal.how_far(at(0, 0)), "pass1");
+        assert_eq!(terminal.how_far(at(0, 500)), "pass1: 0 percent complete.");
+        let since = Instant::now()
+            .checked_sub(std::time::Duration::from_secs(1000))
+            .unwrap();
+        terminal.stage = Some((Stage::Inodes, since));
+        let told = terminal.how_far(at(250, 500));
+        let left = told
+            .strip_prefix("pass1: 50 percent complete, ")
+            .unwrap_or_else(|| panic!("{told}"));
+        let seconds: u64 = left.strip_suffix("s left.").unwrap().parse().unwrap();
+        assert!((1000..1100).contains(&seconds), "{told}");
+        assert!(
+            terminal
+                .how_far(at(700, 500))
+                .starts_with("pass1: 100 percent complete, 0s"),
+            "{told}"
+        );
+    }
+}

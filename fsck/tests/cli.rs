@@ -227,6 +227,11 @@ fn damage_is_told_by_n_and_repaired_by_y() {
     // As the reference: preening looks at journals and resource groups only, unless told otherwise.
     assert_eq!(run(&["-p"], &image).code, 0);
     assert_eq!(hash(&image), before);
+    let strict = dir.path().join("strict.img");
+    std::fs::copy(&image, &strict).unwrap();
+    let strict = run(&["-p", "-f"], &strict);
+    assert_eq!(strict.code, 1, "{}", strict.text);
+    assert!(strict.text.contains(line), "{}", strict.text);
     let repaired = run(&["-y"], &image);
     assert_eq!(repaired.code, 1, "{}", repaired.text);
     assert!(repaired.text.contains(line), "{}", repaired.text);
@@ -393,24 +398,28 @@ fn what_is_no_volume_is_refused() {
     assert_eq!(run(&["-n"], &image).code, 16, "a newer format is not damage");
 }
 
+/// What is missing may be whole elsewhere: one line, nothing is touched; only who insists gets what is left repaired.
 #[test]
-fn a_truncated_volume_ends_in_findings() {
+fn a_truncated_volume_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
-    for keep in [70_000u64, 8 << 20, 20 << 20, 100 << 20] {
+    for keep in [70_000u64, 8 << 20, 20 << 20, 100 << 20, (200 << 20) - 65536] {
         let image = copy(&dir, "clean1k");
-        File::options()
-            .write(true)
-            .open(&image)
-            .unwrap()
-            .set_len(keep)
-            .unwrap();
-        let run = run(&["-n"], &image);
-        assert_eq!(
-            run.code & 4,
-            4,
-            "{keep}: {}",
-            &run.text[..run.text.len().min(2000)]
-        );
+        let file = File::options().write(true).open(&image).unwrap();
+        file.set_len(keep).unwrap();
+        let before = hash(&image);
+        for args in [&["-n"][..], &["-y"], &["-p"], &[]] {
+            let run = run(args, &image);
+            assert_eq!(run.code, 8, "{keep} {args:?}: {}", run.text);
+            let told = run.text.lines().filter(|line| line.starts_with("fsck.gfs2: "));
+            let told: Vec<&str> = told.collect();
+            assert_eq!(told.len(), 1, "{keep} {args:?}: {}", run.text);
+            let blocks = format!("the device has {} blocks of 1024 bytes, the volume ", keep / 1024);
+            assert!(told[0].contains(&blocks), "{}", told[0]);
+            assert!(!run.text.contains(": block "), "{keep} {args:?}: {}", run.text);
+        }
+        assert_eq!(hash(&image), before, "{keep}");
+        let forced = run(&["-n", "-f"], &image);
+        assert_eq!(forced.code & 4, 4, "{keep}: {}", forced.code);
         std::fs::remove_file(image).unwrap();
     }
 }

@@ -283,3 +283,33 @@ fn ctrl_c_asks_what_to_do() {
         std::fs::write(&path, bytes(&damaged())).unwrap();
     }
 }
+
+/// SIGUSR1 has it say how far it is, on the error output, and changes nothing else.
+#[test]
+fn sigusr1_tells_the_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, bytes(&damaged())).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fsck-gfs2"))
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    // It waits for an answer: the signal is there before the next pass.
+    read_until(&mut out, "(y/n) ");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    input.write_all(b"y\n").unwrap();
+    drop(input);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    let mut told = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}\n{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(told.contains(" percent complete"), "{told}");
+}

@@ -15,7 +15,7 @@
 mod support;
 
 use gfs2_format::damage;
-use gfs2_format::device::{BlockDevice, FaultDevice};
+use gfs2_format::device::{BlockDevice, Fault, FaultDevice, FaultOp, FaultRule};
 use gfs2_format::log::LogTime;
 use gfs2_format::volume::read_superblock;
 use gfs2_fsck::{Collect, Outcome, Policy, check};
@@ -50,12 +50,15 @@ const TOUCHED: &[(&str, &[&str])] = &[
     ("leaves swapped", &["/data/"]),
     ("full leaves swapped", &["/big/"]),
     ("leaf lost", &["/big/"]),
+    ("file's block as leaf", &["/data/"]),
+    ("hash block twice", &["/big/"]),
     ("hash block", &["/big/"]),
     ("name twice", &["/perm/m0755"]),
     ("subtree lost", &["/"]),
     ("directory lost, and empty", &["/data/topdir"]),
     ("file lost, with a bad pointer", &["/data/f4k"]),
     // The root gets an entry for lost+found.
+    ("rindex is a directory", &["/"]),
     ("file lost", &["/", "/data/jd"]),
     ("file lost, and empty", &["/data/append"]),
 ];
@@ -68,8 +71,11 @@ const THEMSELVES: &[&str] = &[
     "empty slot",
     "leaves swapped",
     "full leaves swapped",
+    "file's block as leaf",
+    "hash block twice",
     "hash block",
     "file lost",
+    "rindex is a directory",
 ];
 
 static BEFORE: LazyLock<Contents> = LazyLock::new(|| contents(&fixture(IMAGE)));
@@ -278,6 +284,55 @@ fn several_structures_of_the_system_tree_at_once() {
 #[test]
 fn several_structures_of_groups_and_journals_at_once() {
     run_cases(HEAVY, "GJ");
+}
+
+/// Power fails after some of a repair's writes: the next one finishes it, and what was whole is still as it was.
+#[test]
+fn a_repair_cut_short_leaves_nothing_worse() {
+    const CUTS: u64 = 4;
+    for name in [
+        "full leaves swapped",
+        "data of two files",
+        "file lost",
+        "rindex is a directory",
+    ] {
+        let mut cases = CASES.iter().chain(HEAVY);
+        let case = cases.find(|case| case.name == name).unwrap();
+        let image = fixture(IMAGE);
+        damage::run(&(case.script)(&Map::new(&fixture(IMAGE))), &image).unwrap();
+        let counted = FaultDevice::new(image.clone());
+        run(&counted, &policy());
+        let writes = counted.counts().writes;
+        assert!(writes > CUTS, "{name}: {writes} writes");
+        for cut in 0..CUTS {
+            let after = writes * cut / CUTS;
+            let device = image.clone();
+            let failing = FaultDevice::new(&device);
+            failing.add(FaultRule::always(FaultOp::Write, Fault::Errno(5)).after(after));
+            let mut found = Collect {
+                answer: true,
+                ..Collect::default()
+            };
+            assert!(
+                check(&failing, &policy(), &mut found).is_err(),
+                "{name}: {after} of {writes}"
+            );
+            let (outcome, found) = run(&device, &policy());
+            assert_eq!(
+                outcome.uncorrected(),
+                0,
+                "{name}: {after} of {writes}: {}",
+                told(&found)
+            );
+            assert_eq!(
+                run(&device, &Policy::read_only()).0.errors,
+                0,
+                "{name}: {after} of {writes}"
+            );
+            let strangers = strangers(case, &contents(&device));
+            assert!(strangers.is_empty(), "{name}: {after} of {writes}: {strangers:?}");
+        }
+    }
 }
 
 #[test]

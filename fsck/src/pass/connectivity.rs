@@ -42,6 +42,10 @@ impl Check<'_> {
             } else {
                 self.directories.parents.get(dir).copied()
             };
+            if parent.is_some() && self.inodes.get(*dir).is_some_and(|inode| inode.empty) {
+                let expected = Expected::Value(self.geometry.max_stuffed());
+                self.found(Problem::new(Kind::DinodeSize, *dir, "di_size", 0, expected).of(*dir));
+            }
             let dotdot = self.directories.dotdots.get(dir).copied();
             let (Some(parent), Some(dotdot)) = (parent, dotdot) else {
                 continue;

@@ -5,10 +5,11 @@
 //! the total of data blocks), never only because there is room.
 
 use crate::pass::rgrps::overlap;
+use crate::reader::Reader;
 use crate::scan;
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::device::BlockDevice;
-use gfs2_format::ondisk::RindexEntry;
+use gfs2_format::ondisk::{MetaHeader, MetaType, RindexEntry};
 use gfs2_format::{BlockAddr, Geometry};
 use std::collections::BTreeMap;
 
@@ -42,6 +43,37 @@ pub(crate) fn fill(
         }
     }
     lost
+}
+
+/// The group that a neighbour's header promises at block `at`, which is no header any more: as long as the bitmap
+/// blocks behind it say, and as large as they and the space it has let it be.
+pub(crate) fn promised(
+    reader: &mut Reader<'_>,
+    geometry: &Geometry,
+    known: &BTreeMap<BlockAddr, RgrpLayout>,
+    at: BlockAddr,
+) -> Option<RgrpLayout> {
+    let (_, end) = gaps(geometry, known)
+        .into_iter()
+        .find(|(from, end)| (*from..*end).contains(&at.get()))?;
+    let mut length = 1u64;
+    while let Some(next) = at.checked_add(length).filter(|next| next.get() < end) {
+        let bitmap = reader
+            .block(next)
+            .is_ok_and(|bytes| MetaHeader::check(bytes, next, MetaType::Rb).is_ok());
+        if !bitmap {
+            break;
+        }
+        length = length.checked_add(1)?;
+    }
+    if length == 1 {
+        // Nothing but the distance says so.
+        return None;
+    }
+    let room = end.checked_sub(at.get())?.checked_sub(length)?;
+    let span = room.min(geometry.bitmap_capacity(length)).checked_add(length)?;
+    let layout = layout_of_span(geometry, at.get(), span)?;
+    (u64::from(layout.length()) == length).then_some(layout)
 }
 
 /// The groups that must have been in the gaps: of several ways to lay them out the one that the total confirms.

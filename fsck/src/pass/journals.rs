@@ -20,6 +20,8 @@ pub(crate) struct Journal {
     pub(crate) dirty: bool,
     /// Its replay was planned without a complaint.
     pub(crate) replayable: bool,
+    /// Its inode lies about its shape, and is read as it must be.
+    pub(crate) bent: bool,
 }
 
 impl Check<'_> {
@@ -44,7 +46,9 @@ impl Check<'_> {
                         statfs_change: system.node_file("statfs_change", jid),
                         quota_change: system.node_file("quota_change", jid),
                     };
-                    journals.push(self.journal(blocks, file)?);
+                    let mut journal = self.journal(blocks, file)?;
+                    journal.bent = map_journal(&reader, dinode).is_err();
+                    journals.push(journal);
                 }
                 Err(Error::Corrupt(corrupt)) => {
                     let problem = Problem::from_corrupt(Kind::JournalInode, &corrupt);
@@ -95,6 +99,7 @@ impl Check<'_> {
                 file,
                 dirty,
                 replayable,
+                bent: false,
             })
         };
         let Some(headers) = self.headers(reader, &map, at) else {

@@ -4,6 +4,7 @@ pub(crate) mod accounts;
 pub(crate) mod area;
 pub(crate) mod connectivity;
 pub(crate) mod directories;
+pub(crate) mod extent;
 pub(crate) mod gaps;
 pub(crate) mod inodes;
 pub(crate) mod journals;

@@ -5,6 +5,7 @@
 
 use crate::check::{Check, Step};
 use crate::pass::gaps;
+use crate::pass::system::System;
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
 use crate::scan::layout_of_header;
@@ -82,6 +83,23 @@ impl Check<'_> {
         Ok(totals)
     }
 
+    /// Does the resource index, by itself, say where the groups are? What is wrong with it is not told.
+    pub(crate) fn can_find_groups(&mut self, reader: &mut Reader<'_>, system: &System) -> Step<bool> {
+        let (rindex, content) = self.quietly(|check| check.rindex(reader, system))?;
+        let content = content.unwrap_or_default();
+        let (entries, _) = content.as_chunks::<RINDEX_SIZE>();
+        let mut known: BTreeMap<BlockAddr, RgrpLayout> = BTreeMap::new();
+        for bytes in entries {
+            let entry = RindexEntry::ref_from_bytes(bytes).ok();
+            let layout = entry.and_then(|entry| RgrpLayout::check(entry, rindex, &self.geometry).ok());
+            let Some(layout) = layout.filter(|layout| overlap(&known, layout).is_none()) else {
+                return Ok(false);
+            };
+            known.insert(layout.addr(), layout);
+        }
+        Ok(!known.is_empty())
+    }
+
     /// The groups, ascending: those of the index, and those that the index has wrong or not at all as far as their
     /// own headers tell where they are.
     fn layouts(
@@ -135,6 +153,16 @@ impl Check<'_> {
         if !readable || !rest.is_empty() || bad > lost.len() || total.is_some_and(|total| total > sum) {
             let must = bad > lost.len();
             lost.extend(gaps::fill(self.device, &self.geometry, &mut known, total, must));
+        }
+        if !readable && total.is_none() {
+            for (skip, layout) in self.skips(reader, &known) {
+                let at = layout.addr().checked_add(skip).filter(|_| skip != 0);
+                let promised = at.and_then(|at| gaps::promised(reader, &self.geometry, &known, at));
+                if let Some(layout) = promised {
+                    lost.push(layout.addr());
+                    known.insert(layout.addr(), layout);
+                }
+            }
         }
         let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
         let open = total.unwrap_or(0).saturating_sub(sum);

@@ -80,7 +80,7 @@ pub(crate) fn load(reader: &mut Reader<'_>, geometry: &Geometry, addr: BlockAddr
 }
 
 /// The entries of a system directory, as far as they can be read.
-fn names(
+pub(crate) fn names(
     reader: &mut Reader<'_>,
     geometry: &Geometry,
     addr: BlockAddr,

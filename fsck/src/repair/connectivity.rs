@@ -41,10 +41,8 @@ fn orphan(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
     let Some(kind) = di.file_type() else {
         return Ok(Verdict::Unable("its type is not known"));
     };
-    // A file of the system tree has no place anywhere else: it has been replaced by another one.
     if di.flags().contains(DinodeFlags::SYSTEM) {
-        delete(edit, at)?;
-        return Ok(Verdict::Done);
+        return replaced(edit, at);
     }
     let lost_found = lost_found(edit)?;
     let what = match kind {
@@ -66,12 +64,24 @@ fn orphan(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
     Ok(Verdict::Done)
 }
 
+/// An inode of the system tree has no place anywhere else: where the tree is whole, another one has replaced it.
+fn replaced(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
+    let system = &edit.seen.system;
+    let files = ["jindex", "per_node", "inum", "statfs", "rindex", "quota"];
+    if system.journals() == 0 || files.iter().any(|name| system.file(name).is_none()) {
+        return Ok(Verdict::Unable(
+            "it may be what the system tree lacks; that has to be repaired first",
+        ));
+    }
+    delete(edit, at)?;
+    Ok(Verdict::Done)
+}
+
 /// A directory that no way leads to: cut out of its loop, and into lost+found.
 fn unreachable(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
     let di = edit.get::<Dinode>(at, 0)?;
     if di.flags().contains(DinodeFlags::SYSTEM) {
-        delete(edit, at)?;
-        return Ok(Verdict::Done);
+        return replaced(edit, at);
     }
     if let Some(parent) = edit.seen.directories.parents.get(&at).copied() {
         cut(edit, parent, at)?;
@@ -96,7 +106,7 @@ fn unreachable(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
 }
 
 /// Takes the entry away that leads from `parent` to `child`.
-fn cut(edit: &mut Editor<'_>, parent: BlockAddr, child: BlockAddr) -> Result<(), Error> {
+pub(super) fn cut(edit: &mut Editor<'_>, parent: BlockAddr, child: BlockAddr) -> Result<(), Error> {
     let di = edit.get::<Dinode>(parent, 0)?;
     let blocks = match di.flags().contains(DinodeFlags::EXHASH) {
         true => super::rebuild::leaf_blocks(edit, parent)?,

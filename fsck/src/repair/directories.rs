@@ -3,6 +3,7 @@
 //! A single entry or leaf is set right where it stands; where the table or a leaf cannot be used, the directory is
 //! made anew from its entries.
 
+use super::connectivity::cut;
 use super::rebuild::rebuild;
 use super::records::{delete, find, is_whole, name_of, records, true_length, true_name_len};
 use super::sysfile::{link, now};
@@ -58,7 +59,7 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
 }
 
 /// A hashed directory that has to be made anew.
-fn whole(edit: &mut Editor<'_>, dir: BlockAddr) -> Repaired {
+pub(super) fn whole(edit: &mut Editor<'_>, dir: BlockAddr) -> Repaired {
     if !edit.seen.directories.rebuilt.insert(dir) {
         return Ok(Verdict::Gone);
     }
@@ -230,8 +231,29 @@ fn entry(edit: &mut Editor<'_>, dir: BlockAddr, problem: &Problem) -> Repaired {
             }
         }
         (Kind::EntryName, _) => rename(edit, &record)?,
-        (Kind::EntryTarget | Kind::SecondLink | Kind::DuplicateName, _) => delete(edit, dir, &record)?,
+        (Kind::SecondLink, _) => return second(edit, dir, &record),
+        (Kind::EntryTarget, _) => {
+            edit.avoid(target);
+            delete(edit, dir, &record)?;
+        }
+        (Kind::DuplicateName, _) => delete(edit, dir, &record)?,
         _ => return Ok(Verdict::Unable("it is no damage of an entry")),
+    }
+    Ok(Verdict::Done)
+}
+
+/// A second entry for a directory: it goes, unless the directory itself says that this is the right one.
+fn second(edit: &mut Editor<'_>, dir: BlockAddr, record: &super::records::Record) -> Repaired {
+    let target = record.dirent.inum.num().addr;
+    let seen = &mut edit.seen.directories;
+    let first = seen.parents.get(&target).copied();
+    let right = seen.dotdots.get(&target) == Some(&dir);
+    match first.filter(|first| right && *first != dir) {
+        Some(first) => {
+            seen.parents.insert(target, dir);
+            cut(edit, first, target)?;
+        }
+        None => delete(edit, dir, record)?,
     }
     Ok(Verdict::Done)
 }

@@ -1,5 +1,6 @@
 //! Blocks with several owners: data is cloned for the later one; of metadata the owner stays for whom it is metadata.
 
+use super::directories::whole;
 use super::slots::{Slot, leaf_slots, set_slot, slots_to};
 use super::{Editor, Repaired, Verdict, inode_of, xattrs};
 use crate::problem::Problem;
@@ -37,13 +38,31 @@ fn block(edit: &mut Editor<'_>, first: BlockAddr, last: BlockAddr, target: Block
         slots_to(edit, last, target.get())?
     };
     let bytes = edit.read(target)?;
-    if first != last && MetaHeader::check(&bytes, target, MetaType::Lf).is_ok() {
+    let is_leaf = MetaHeader::check(&bytes, target, MetaType::Lf).is_ok();
+    if first == last && is_leaf && !leaf_slots(edit, first, target.get())?.is_empty() {
+        // Which of the slots is the leaf's, its entries tell.
+        return whole(edit, first);
+    }
+    if first != last && is_leaf {
         let (slots, others) = (
             leaf_slots(edit, first, target.get())?,
             leaf_slots(edit, last, target.get())?,
         );
         if !slots.is_empty() && !others.is_empty() {
             return leaf(edit, (first, slots), (last, others));
+        }
+    }
+    if !is_leaf {
+        // Another's block, where a directory has a leaf: of the directory the table is made anew.
+        let mut slots = leaf_slots(edit, first, target.get())?;
+        if first != last {
+            slots.extend(leaf_slots(edit, last, target.get())?);
+        }
+        for slot in &slots {
+            set_slot(edit, *slot, 0)?;
+        }
+        if !slots.is_empty() {
+            return Ok(Verdict::Done);
         }
     }
     let is_metadata = bytes

@@ -235,6 +235,12 @@ impl<'e> Editor<'e> {
         })
     }
 
+    /// Keeps what is allocated in this run away from a block: until the changes are written, something on the device
+    /// still leads there.
+    pub(crate) fn avoid(&mut self, block: BlockAddr) {
+        self.ledger.freed(Extent::single(block));
+    }
+
     /// A formal number above `highest` that was not given out before.
     pub(crate) fn ledger_formal(&mut self, highest: u64) -> FormalIno {
         self.ledger.next_formal(highest)

@@ -2,7 +2,7 @@
 //!
 //! What can be told from the rest of the inode is set right; only an inode of which nothing can be made is deleted.
 
-use super::slots::{clear_in_block, set_slot, slots_to};
+use super::slots::{clear_in_block, set_slot, slots_to, slots_where};
 use super::sysfile::next_formal;
 use super::{Editor, Repaired, Verdict, inode_of};
 use crate::pass::area::{Area, Record};
@@ -61,7 +61,8 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
             set_slot(edit, slot, 0)?;
         }
         (Kind::IndirectType, _) => {
-            let slots = slots_to(edit, at, problem.block.get())?;
+            let bad = problem.range();
+            let slots = slots_where(edit, at, |raw| bad.contains(&raw))?;
             if slots.is_empty() {
                 return Ok(Verdict::Gone);
             }
@@ -181,6 +182,7 @@ fn size(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
             }
             len
         }
+        Some(FileType::Dir) => stuffed,
         _ if di.height.get() == 0 => stuffed,
         _ => return Ok(Verdict::Gone),
     };

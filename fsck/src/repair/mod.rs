@@ -249,8 +249,12 @@ fn attempt(problem: &Problem) -> u64 {
 pub(crate) struct History {
     /// How often a finding was repaired.
     attempts: HashMap<u64, u32>,
-    /// Refused, or beyond repair: not tried again.
+    /// Refused: not tried again.
     left: HashSet<u64>,
+    /// Could not be repaired: how often, and how many repairs had been made by then. Tried again when there are more.
+    failed: HashMap<u64, (u32, u64)>,
+    /// Repairs made.
+    made: u64,
     /// Told to the reporter.
     reported: HashSet<u64>,
     closed: bool,
@@ -261,7 +265,10 @@ impl History {
     pub(crate) fn is_open(&self, problem: &Problem) -> bool {
         let key = key(problem);
         let tried = self.attempts.get(&attempt(problem)).copied().unwrap_or(0);
-        !self.closed && !self.left.contains(&key) && tried < ATTEMPTS && self.left.len() < REMEMBERED
+        let failed = self.failed.get(&key);
+        let hopeless = failed.is_some_and(|(times, made)| *times >= ATTEMPTS || *made == self.made);
+        let room = self.left.len() < REMEMBERED && self.failed.len() < REMEMBERED;
+        !self.closed && !self.left.contains(&key) && !hopeless && tried < ATTEMPTS && room
     }
 
     /// Nothing more is repaired.
@@ -269,16 +276,22 @@ impl History {
         self.closed = true;
     }
 
-    /// What came of a repair, for the reporter; what is beyond repair is remembered.
+    /// What came of a repair, for the reporter. What could not be repaired waits for other repairs: what stood in its
+    /// way may be damage of a later phase.
     pub(crate) fn fate(&mut self, problem: &Problem, result: Repaired) -> Fate {
-        match result {
-            Ok(Verdict::Done | Verdict::Gone) => Fate::Repaired,
-            Ok(Verdict::Unable(why)) => {
-                self.leave(problem);
-                Fate::Unable(why.to_owned())
+        let why = match result {
+            Ok(verdict @ (Verdict::Done | Verdict::Gone)) => {
+                self.made = self.made.saturating_add(u64::from(verdict == Verdict::Done));
+                self.attempted(problem);
+                return Fate::Repaired;
             }
-            Err(e) => Fate::Unable(e.to_string()),
-        }
+            Ok(Verdict::Unable(why)) => why.to_owned(),
+            Err(e) => e.to_string(),
+        };
+        let (times, made) = self.failed.entry(key(problem)).or_default();
+        *times = times.saturating_add(1);
+        *made = self.made;
+        Fate::Unable(why)
     }
 
     /// Notes that the reporter hears of it; answers whether for the first time.
@@ -286,7 +299,7 @@ impl History {
         self.reported.len() >= REMEMBERED || self.reported.insert(key(problem))
     }
 
-    pub(crate) fn attempted(&mut self, problem: &Problem) {
+    fn attempted(&mut self, problem: &Problem) {
         if self.attempts.len() < REMEMBERED {
             *self.attempts.entry(attempt(problem)).or_default() += 1;
         } else {

@@ -5,6 +5,7 @@ use super::system::rindex;
 use super::{Editor, Repaired, Verdict};
 use crate::problem::{Kind, Problem};
 use gfs2_format::bitmap::RgrpLayout;
+use gfs2_format::dir::lookup;
 use gfs2_format::ondisk::{MetaType, Rgrp};
 use gfs2_format::{BlockAddr, BlockRead, Error, Expected};
 
@@ -14,7 +15,7 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         Kind::Rindex | Kind::RindexEntry | Kind::RindexMissing | Kind::RindexSize => index(edit),
         Kind::RgrpCount => field(edit, problem),
         Kind::RgrpField | Kind::RgrpCrc | Kind::RgrpSkip => field(edit, problem),
-        Kind::RgrpHeader | Kind::RgrpBitmap => block(edit, problem),
+        Kind::RgrpHeader | Kind::RgrpBitmap => blocks(edit, problem),
         _ => Ok(Verdict::Unable("this version cannot repair it")),
     }
 }
@@ -24,6 +25,12 @@ fn index(edit: &mut Editor<'_>) -> Repaired {
     let Some(addr) = edit.seen.system.file("rindex") else {
         return Ok(Verdict::Unable("there is no resource index yet"));
     };
+    let master = edit.superblock.master_dir.num().addr;
+    let named = lookup(edit, master, b"rindex").map(|found| found.map(|found| found.num.addr));
+    if matches!(named, Ok(named) if named != Some(addr)) {
+        // Another repair of this round put a new file in its place.
+        return Ok(Verdict::Gone);
+    }
     if edit.seen.observed.groups().is_empty() {
         return Ok(Verdict::Unable(
             "resource groups are lost that cannot be found again",
@@ -65,9 +72,19 @@ fn field(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
     Ok(Verdict::Done)
 }
 
+/// Headers or bitmap blocks that are none.
+fn blocks(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
+    let mut verdict = Verdict::Gone;
+    for at in problem.range().map(BlockAddr::new) {
+        if block(edit, at)? == Verdict::Done {
+            verdict = Verdict::Done;
+        }
+    }
+    Ok(verdict)
+}
+
 /// A header or bitmap block that is none: its states stay as far as they are there, the rest follows from the index.
-fn block(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
-    let at = problem.block;
+fn block(edit: &mut Editor<'_>, at: BlockAddr) -> Repaired {
     let groups = edit.seen.observed.groups();
     let after = groups.partition_point(|group| group.layout.addr() <= at);
     let layout = after

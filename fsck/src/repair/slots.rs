@@ -22,6 +22,15 @@ pub(super) struct Slot {
 
 /// Every pointer of the inode's tree to `target`, in the order of the tree's levels.
 pub(super) fn slots_to(edit: &Editor<'_>, inode: BlockAddr, target: u64) -> Result<Vec<Slot>, Error> {
+    slots_where(edit, inode, |raw| raw == target)
+}
+
+/// The same of several targets.
+pub(super) fn slots_where(
+    edit: &Editor<'_>,
+    inode: BlockAddr,
+    wanted: impl Fn(u64) -> bool,
+) -> Result<Vec<Slot>, Error> {
     let di = edit.get::<Dinode>(inode, 0)?;
     let height = di.height.get().min(edit.geometry().max_height());
     let mut found = Vec::new();
@@ -37,7 +46,7 @@ pub(super) fn slots_to(edit: &Editor<'_>, inode: BlockAddr, target: u64) -> Resu
                 continue;
             }
             for (n, raw) in crate::pass::tree::pointers(&bytes, head).enumerate() {
-                if raw == target {
+                if wanted(raw) {
                     let offset = head.saturating_add(n.saturating_mul(8));
                     found.push(Slot {
                         block,

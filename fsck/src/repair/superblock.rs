@@ -62,12 +62,12 @@ pub(crate) fn rebuild(overlay: &dyn BlockDevice) -> Repaired {
     if !is_dir(&reader, sb.master_dir.num()) || !is_dir(&reader, sb.root_dir.num()) {
         let tree = scan::system_tree(overlay, &geometry);
         // What is not found may still be where the superblock says, and damaged.
-        let at = |found: Option<InodeNum>, said: InodeNum| {
-            let inside = said.addr > geometry.superblock() && said.addr.get() < geometry.end();
-            found.or(inside.then_some(said))
+        let inside = |num: &InodeNum| num.addr > geometry.superblock() && num.addr.get() < geometry.end();
+        let at = |found: Option<InodeNum>, said: InodeNum, was: Option<InodeNum>| {
+            found.or(Some(said).filter(inside)).or(was.filter(inside))
         };
-        let master = at(tree.master, sb.master_dir.num());
-        let root = at(tree.root, sb.root_dir.num());
+        let master = at(tree.master, sb.master_dir.num(), tree.master_was);
+        let root = at(tree.root, sb.root_dir.num(), tree.root_was);
         let (Some(master), Some(root)) = (master, root) else {
             return Ok(Verdict::Unable("master and root directory are not found"));
         };

@@ -229,7 +229,6 @@ pub(super) fn no_file(parent: BlockAddr) -> Error {
 /// Writes a journal's ring as mkfs makes it: every block the header of an empty, finished log.
 pub(super) fn fill_ring(edit: &mut Editor<'_>, dinode: BlockAddr, ring: &JournalMap) -> Result<(), Error> {
     let geometry = edit.geometry().clone();
-    let device = edit.raw();
     let mut buf: Vec<u8> = Vec::new();
     let mut sequence = 0u64;
     for extent in ring.extents() {
@@ -253,15 +252,31 @@ pub(super) fn fill_ring(edit: &mut Editor<'_>, dinode: BlockAddr, ring: &Journal
             };
             buf.extend_from_slice(&encode_header(&header, &geometry));
             if buf.len() >= PIECE {
-                device.write_at(geometry.byte_offset(first), &buf)?;
+                write_through(edit, first, &buf)?;
                 buf.clear();
                 first = addr.checked_add(1).unwrap_or(addr);
             }
         }
         if !buf.is_empty() {
-            device.write_at(geometry.byte_offset(first), &buf)?;
+            write_through(edit, first, &buf)?;
             buf.clear();
         }
     }
-    device.flush()
+    edit.raw().flush()
+}
+
+/// Writes past the overlay, but where that holds a change of its own, which would come back over it.
+fn write_through(edit: &Editor<'_>, first: BlockAddr, bytes: &[u8]) -> Result<(), Error> {
+    let at = edit.geometry().byte_offset(first);
+    edit.raw().write_at(at, bytes)?;
+    let mut seen = vec![0; bytes.len()];
+    edit.device().read_at(at, &mut seen)?;
+    let len = edit.geometry().block_len();
+    let blocks = bytes.chunks(len).zip(seen.chunks(len));
+    for (offset, (wanted, seen)) in (0u64..).step_by(len).zip(blocks) {
+        if wanted != seen {
+            edit.device().write_at(at.saturating_add(offset), wanted)?;
+        }
+    }
+    Ok(())
 }

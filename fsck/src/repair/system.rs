@@ -24,6 +24,9 @@ const FORMAT_RINDEX: u32 = 1100;
 /// `di_payload_format` of the quota file.
 const FORMAT_QUOTA: u32 = 1500;
 
+/// Blocks of a quota change file that are made anew together; the others wait for the next round.
+const QUOTA_BLOCKS: usize = 1 << 12;
+
 /// See the module documentation.
 pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
     let name = problem.name.as_deref().unwrap_or_default();
@@ -42,8 +45,10 @@ pub(super) fn repair(edit: &mut Editor<'_>, problem: &Problem) -> Repaired {
         },
         Kind::SystemFile => file(edit, problem, name),
         Kind::QuotaChangeBlock => {
-            edit.create(problem.block)?;
-            edit.stamp(problem.block, MetaType::Qc)?;
+            for block in problem.range().take(QUOTA_BLOCKS).map(BlockAddr::new) {
+                edit.create(block)?;
+                edit.stamp(block, MetaType::Qc)?;
+            }
             Ok(Verdict::Done)
         }
         Kind::MasterDir => master(edit),
@@ -237,7 +242,7 @@ fn master(edit: &mut Editor<'_>) -> Repaired {
     if mend(edit, addr)? {
         return Ok(Verdict::Done);
     }
-    if !may_overwrite(edit, &found, addr)? {
+    if !may_overwrite(edit, &found, addr, found.master_was)? {
         return Ok(Verdict::Unable(
             "the superblock leads to another inode, and no master directory is left",
         ));
@@ -266,7 +271,7 @@ fn root(edit: &mut Editor<'_>) -> Repaired {
     if mend(edit, num.addr)? {
         return Ok(Verdict::Done);
     }
-    if !may_overwrite(edit, &found, num.addr)? {
+    if !may_overwrite(edit, &found, num.addr, found.root_was)? {
         return Ok(Verdict::Unable(
             "the superblock leads to another inode, and no root directory is left",
         ));
@@ -311,12 +316,22 @@ fn mend(edit: &mut Editor<'_>, addr: BlockAddr) -> Result<bool, Error> {
     Ok(whole)
 }
 
-/// Is this the place of an inode that is gone?
-fn may_overwrite(edit: &Editor<'_>, found: &scan::SystemTree, addr: BlockAddr) -> Result<bool, Error> {
+/// Is this the place of an inode that is gone? `was`: where directories say that it is.
+fn may_overwrite(
+    edit: &Editor<'_>,
+    found: &scan::SystemTree,
+    addr: BlockAddr,
+    was: Option<InodeNum>,
+) -> Result<bool, Error> {
     if addr <= edit.geometry().superblock() || addr.get() >= edit.geometry().end() {
         return Ok(false);
     }
-    let marked = found.state(edit, addr) == Some(BlockState::Dinode);
+    let marked = match found.state(edit, addr) {
+        Some(BlockState::Dinode) => true,
+        Some(BlockState::Used) => false,
+        // A bitmap that is damaged, too, or cannot be found.
+        _ => was.is_some_and(|was| was.addr == addr),
+    };
     Ok(marked && !scan::is_inode(edit, addr)?)
 }
 

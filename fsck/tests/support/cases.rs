@@ -130,6 +130,8 @@ pub(crate) const CASES: &[Case] = cases! {
     "height": _ => "set dinode(/names/a).di_height = 9" => [DinodeHeight];
     "depth": _ => "set dinode(/names/a).di_depth = 18" => [DinodeHeight];
     "size": _ => "set dinode(/names/a).di_size = 5000" => [DinodeSize];
+    "size of a directory": _ => "set dinode(/names).di_size = 288" => [DinodeSize];
+    "directory of no size": _ => "set dinode(/data/topdir).di_size = 0" => [DinodeSize];
     "symlink": _ => "set dinode(/links/soft).di_size = 0" => [DinodeSize];
     "flags": _ => "set dinode(/names/a).di_flags = EA_INDIRECT" => [DinodeFlags];
     "directory flags": _ => "set dinode(/names).di_flags = 0" => [DinodeFlags];
@@ -221,6 +223,17 @@ pub(crate) const CASES: &[Case] = cases! {
         })
     } => [LeafPlace];
     "full leaves swapped": m => full_leaves_swapped(m) => [LeafPlace];
+    "file's block as leaf": m => {
+        let (low, target) = (halves(m, "data").0, m.top(m.path("data/f4k"), 1));
+        (0..64).filter(|n| m.top(m.path("data"), *n) == low).fold(String::new(), |mut script, n| {
+            let _ = writeln!(script, "set pointer(/data, {n}) = {target}");
+            script
+        })
+    } => [DuplicateMetadata, Leaked, DotMissing, EntryCount, Unreachable, LinkCount, Orphan, EmptyOrphan];
+    "hash block twice": m => {
+        let big = m.path("big");
+        format!("copy block {} to block {}", m.top(big, 0), m.top(big, 1))
+    } => [DuplicateMetadata, Leaked, EntryCount, EmptyOrphan];
     "leaf lost": m => format!("zero block {}", m.pointer(m.top(m.path("big"), 0), 0)) => [LeafBlock, EmptyOrphan];
     "leaf chain": m => {
         let leaf = halves(m, "data").0;

@@ -20,20 +20,34 @@ fn zero_entries(groups: impl Iterator<Item = usize>) -> String {
     })
 }
 
+fn rec_len(bytes: &[u8], at: usize) -> usize {
+    usize::from(u16::from_be_bytes([bytes[at + 20], bytes[at + 21]]))
+}
+
+/// Where the record before that of this name and the one of this name stand in a linear directory.
+fn records(bytes: &[u8], name: &str) -> (usize, usize) {
+    let (mut previous, mut at) = (232, 232);
+    while !bytes[at + 40..].starts_with(name.as_bytes()) {
+        previous = at;
+        at += rec_len(bytes, at);
+    }
+    (previous, at)
+}
+
+/// A record whose length leads nowhere: neither it nor what is behind it can be found.
+fn hide(map: &Map<'_>, dir: u64, name: &str) -> String {
+    let (_, at) = records(&map.block(dir), name);
+    format!("set dirent(block {dir} at {at}).de_rec_len = 0")
+}
+
 /// Takes an entry out of a linear directory, as a delete would.
 fn lose(map: &Map<'_>, dir: u64, name: &str) -> String {
     let bytes = map.block(dir);
-    let rec_len = |at: usize| usize::from(u16::from_be_bytes([bytes[at + 20], bytes[at + 21]]));
-    let named = |at: usize| bytes[at + 40..].starts_with(name.as_bytes());
-    let (mut previous, mut at) = (232, 232);
-    while !named(at) {
-        previous = at;
-        at += rec_len(at);
-    }
+    let (previous, at) = records(&bytes, name);
     let entries = u32::from_be_bytes(bytes[148..152].try_into().unwrap());
     format!(
         "set dirent(block {dir} at {previous}).de_rec_len = {}\nset dinode(block {dir}).di_entries = {}",
-        rec_len(previous) + rec_len(at),
+        rec_len(&bytes, previous) + rec_len(&bytes, at),
         entries - 1
     )
 }
@@ -55,6 +69,16 @@ pub(crate) const HEAVY: &[Case] = heavy! {
     "master's mode": m => format!("set dinode(block {}).di_mode = 0", m.master("")) => MasterDir;
     "superblock and root's height": m => format!("set sb.mh_magic = 0\nset dinode(block {}).di_height = 99", m.path(""))
         => Superblock;
+    "superblock and root zeroed": m => format!("zero sb\nzero block {}", m.path("")) => Superblock;
+    "superblock and master zeroed": m => format!("zero sb\nzero block {}", m.master("")) => Superblock;
+    "root zeroed, its bitmap too": m => {
+        let root = m.path("");
+        let group = m.groups().into_iter().rfind(|group| group.addr().get() < root).unwrap();
+        let bitmap = group.locate(gfs2_format::BlockAddr::new(root)).unwrap().block;
+        format!("zero block {root}\nzero block {bitmap}")
+    } => RootDir;
+    "root zeroed, and its group's header": m => format!("zero block {}\n{}", m.path(""), zero_group(m, 2)) => RootDir;
+    "master and a group's header": m => format!("zero block {}\n{}", m.master(""), zero_group(m, 2)) => MasterDir;
     "master's number": _ => "set sb.sb_master_dir.no_formal_ino = 77" => SystemFile;
 
     "inum lost": m => lose(m, m.master(""), "inum") => SystemFileMissing;
@@ -67,9 +91,22 @@ pub(crate) const HEAVY: &[Case] = heavy! {
     "rindex zeroed": m => format!("zero block {}", m.master("rindex")) => SystemFile;
     "jindex zeroed": m => format!("zero block {}", m.master("jindex")) => SystemFile;
     "per_node zeroed": m => format!("zero block {}", m.master("per_node")) => SystemFile;
+    // What stands in the way of the file is damage of a later phase.
+    "quota hidden": m => hide(m, m.master(""), "quota") => SystemFileMissing;
+    "statfs and all behind it hidden": m => hide(m, m.master(""), "statfs") => SystemFileMissing;
+    // The new file is made first; the index that was read of the old one must not go where the directory is.
+    "rindex is a directory": m => format!("copy block {} to block {1}\nset dinode(block {1}).no_addr = {1}",
+        m.path(""), m.master("rindex")) => SystemFile;
     "inum_range1 lost": m => lose(m, m.master("per_node"), "inum_range1") => PerNodeMissing;
     "statfs_change0 lost": m => lose(m, m.master("per_node"), "statfs_change0") => PerNodeMissing;
     "quota_change1 lost": m => lose(m, m.master("per_node"), "quota_change1") => PerNodeMissing;
+    "quota change blocks": m => {
+        let indirect = m.top(m.master("per_node/quota_change0"), 0);
+        (0..120).fold(String::new(), |mut script, n| {
+            let _ = writeln!(script, "zero block {}", m.pointer(indirect, n));
+            script
+        })
+    } => QuotaChangeBlock;
     "quota change size": _ => "set dinode(master:/per_node/quota_change0).di_size = 5" => SystemFile;
 
     "index entry and group": m => format!("{}{}", zero_entries(2..3), zero_group(m, 2)) => RindexEntry;
