@@ -214,6 +214,63 @@ fn fencing_that_does_not_end_says_so_and_ends_when_a_person_says_so() {
     }
 }
 
+/// Seconds since the machine started.
+fn uptime() -> u64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap();
+    text.split('.').next().unwrap().parse().unwrap()
+}
+
+/// The number after `fence_pid` in the answer to `status`.
+#[track_caller]
+fn fence_pid(text: &str) -> u32 {
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("daemon now "))
+        .expect(text);
+    let words: Vec<&str> = line.split(' ').collect();
+    assert_eq!((words[3], words[5]), ("fence_pid", ""), "{line:?}");
+    words[4].parse().expect(line)
+}
+
+#[test]
+fn an_agent_that_runs_is_named_with_its_process_and_the_clock_is_the_machines() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = dir.path().join("fence_slow");
+    let text = dir.path().join("text");
+    std::fs::write(&text, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    // By a process of its own: what is open for writing, in a child that another test starts just now, cannot be run.
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).args([&text, &agent]);
+    assert!(install.status().unwrap().success());
+    let cluster = Cluster::new(3, agent.to_str().unwrap());
+    let nodes = [cluster.node(1), cluster.node(2), cluster.node(3)];
+    nodes.iter().for_each(|node| node.recovered(3));
+    let control = Control::serve(nodes[0].dlm.observer(), dir.path()).unwrap();
+    let socket = control.path();
+    let before = uptime();
+    let text = answer(socket, &["status"]);
+    assert_eq!(fence_pid(&text), 0);
+    let now = text
+        .split("daemon now ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    let now: u64 = now.unwrap().parse().unwrap();
+    assert!((before..=uptime()).contains(&now), "{now}");
+
+    cluster.membership.lock().turn_off(NodeId(3));
+    let text = until(socket, &["status"], |text| fence_pid(text) != 0);
+    let pid = fence_pid(&text);
+    let ran = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let ran = String::from_utf8_lossy(&ran).replace('\0', " ");
+    assert!(ran == "sleep 600 " || ran.contains("fence_slow"), "{ran}");
+    let json: Value = serde_json::from_str(&answer(socket, &["--json", "status"])).unwrap();
+    assert_eq!(json["nodes"][2]["fencing"]["pid"], pid);
+    answer(socket, &["fence-ack", "3"]);
+    nodes[..2].iter().for_each(|node| node.recovered(2));
+    let text = answer(socket, &["status"]);
+    assert_eq!(fence_pid(&text), 0);
+}
+
 #[test]
 fn without_a_daemon_it_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
@@ -409,7 +466,8 @@ fn processes_that_do_as_a_mount_does_are_asked_by_gfs2ctl() {
             text.starts_with(&format!("cluster nodeid {id} quorate 1 ring seq ")),
             "{text}"
         );
-        assert_eq!(first_words(&text)[2..], ["node", "node", "node"], "{text}");
+        let words = first_words(&text);
+        assert_eq!((words[1], &words[3..]), ("daemon", &["node"; 3][..]), "{text}");
         let text = answer(&socket, &["plocks", "fs"]);
         assert!(text.starts_with("77 WR 0-9 nodeid 2 pid "), "{text}");
         assert!(answer(&socket, &["dump"]).contains("lockspace fs: change "));

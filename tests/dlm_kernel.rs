@@ -174,6 +174,25 @@ fn keep(name: &str, text: &str) {
     }
 }
 
+/// Lines that begin with one of these words, without their numbers.
+fn shape(text: &str, first: &[&str]) -> Vec<String> {
+    let begins = |line: &&str| {
+        line.split_whitespace()
+            .next()
+            .is_some_and(|word| first.contains(&word))
+    };
+    let number = |word: &str| {
+        let digits = word.trim_start_matches("0x").trim_end_matches(',');
+        digits.contains(|c: char| c.is_ascii_digit())
+            && digits.chars().all(|c| c.is_ascii_hexdigit() || c == ',')
+    };
+    let words = |line: &str| {
+        let words = line.split(' ').map(|word| if number(word) { "#" } else { word });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    text.lines().filter(begins).map(words).collect()
+}
+
 /// What `dlm_tool lockdump` lists and what our dump lists for a resource, as sets of (mode, who is master).
 #[track_caller]
 fn tools_agree(kernel: &Vm, ours: &Vm, kernel_id: u32, ours_id: u32) {
@@ -190,6 +209,16 @@ fn tools_agree(kernel: &Vm, ours: &Vm, kernel_id: u32, ours_id: u32) {
         "{said}"
     );
 
+    let said = ask(ours, &["ctl status"]).join("\n");
+    assert_eq!(
+        shape(&said, &["cluster", "daemon", "node"]),
+        shape(&status, &["cluster", "daemon", "node"])
+    );
+    let said = ask(ours, &["ctl ls"]).join("\n");
+    let parts = ["dlm", "name", "id", "flags", "change", "members"];
+    assert_eq!(shape(&said, &parts), shape(&listed, &parts));
+    assert_eq!(shape(&said, &parts).len(), parts.len(), "{said}");
+
     ask(ours, &["lock 500 tool PR 0", "wait 500 9000"]);
     ask(kernel, &["lock 500 tool PR 0", "wait 500 9000"]);
     let dump = kernel.check("dlm_tool lockdump foo");
@@ -197,6 +226,17 @@ fn tools_agree(kernel: &Vm, ours: &Vm, kernel_id: u32, ours_id: u32) {
     assert!(on_kernel.len() == 1, "{dump}");
     assert!(on_kernel[0].contains("gr PR rq IV"), "{dump}");
     assert!(on_kernel[0].contains(&format!("master {ours_id}")), "{dump}");
+    let said = ask(ours, &["ctl locks foo"]);
+    let here: Vec<&str> = said
+        .iter()
+        .map(String::as_str)
+        .filter(|l| l.contains("master"))
+        .collect();
+    assert_eq!(shape(&here.join("\n"), &["id"]), shape(on_kernel[0], &["id"]));
+    let copies = said
+        .iter()
+        .filter(|line| line.contains(&format!("MSTCPY {kernel_id} \"tool\"")));
+    assert_eq!(copies.count(), 1, "{said:?}");
     let dump = ask(ours, &["dump"]);
     let at = dump
         .iter()

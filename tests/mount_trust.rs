@@ -209,7 +209,46 @@ fn on_ours(dir: &Path, name: &str, options: &str, script: &str) -> String {
     said
 }
 
-/// Goal: suiddir and the options of access times are the kernel's.
+/// What flags can be set, what they show, what they forbid, what they hand on. Nothing that has data in the log ceases to
+/// be journaled: the 6.12 kernel dies of that, ours is asked in [`WAYS`].
+const FLAGS: &str = "
+try() { if \"$@\" >/dev/null 2>&1; then echo \"$*: done\"; else echo \"$*: refused\"; fi; }
+show() { for y in \"$@\"; do echo $y $(lsattr -d $y | cut -d ' ' -f 1 | tr -d -); done; }
+mkdir d e; echo a >f; echo b >g; ln -s f l; mkfifo p; mkdir many; for n in $(seq 300); do : >many/name-$n; done
+head -c 300000 /dev/zero | tr '\\0' z >big; cp big same
+for x in +A +S +j +T +d +c +u +s +e; do for n in f d; do try chattr $x $n; show $n; done; done
+try chattr =A f; try chattr -A f; try chattr +A p; try lsattr -d l
+show f d many; echo x >d/new; mkdir d/sub; show d/new d/sub; chattr -j d; echo x >d/later; show d/later
+chattr +j big; for x in big same; do dd if=/dev/zero bs=1000 count=5 seek=7 conv=notrunc of=$x status=none; done
+cmp big same && show big
+changed=$(stat -c %z f); written=$(stat -c %y f); sleep 0.1; chattr +A f
+[ \"$(stat -c %z f)\" != \"$changed\" ] && [ \"$(stat -c %y f)\" = \"$written\" ] && echo changed and not written
+for x in i a; do
+  chattr =$x f; show f
+  for c in 'echo >>f' ': >f' 'cat f' 'chmod 600 f' 'chown 7 f' 'touch f' 'touch -d 2001-01-01 f' 'truncate -s 1 f' \
+    'mv f h' 'mv g f' 'ln f h' 'rm -f f' 'setfattr -n user.a -v 1 f' 'dd if=g of=f conv=notrunc' 'cat g >>f'
+  do try sh -c \"$c\"; done
+  chattr =$x d e; show d e
+  for c in 'touch d/new' 'echo y >d/new' 'rm -f d/new' 'touch d/$$' 'mkdir d/m' 'mv f d/f' 'mv d/new h' 'rmdir d/sub' 'rmdir e' 'mv e k' \
+    'ln g d/g' 'ln -s g d/s' 'mkfifo d/q' 'chmod 700 d' 'touch d'
+  do try sh -c \"$c\"; done
+  chattr -$x f d e
+  rm -f d/m d/g d/s d/q 2>/dev/null || true
+done
+cat f; show f d e
+";
+
+/// Data that changes the way it goes to the device.
+const WAYS: &str = "
+head -c 300000 /dev/zero | tr '\\0' z >big; cp big same
+for x in + - + -; do
+  chattr ${x}j big
+  for y in big same; do dd if=/dev/zero bs=1000 count=5 seek=7 conv=notrunc of=$y status=none; echo more >>$y; done
+  cmp big same; lsattr big | tr -d -
+done
+";
+
+/// Goal: suiddir, the options of access times and the flags of chattr(1) are the kernel's.
 #[test]
 fn options_mean_what_the_kernels_do() {
     let dir = support::scratch("trust");
@@ -225,6 +264,7 @@ fn options_mean_what_the_kernels_do() {
         ("noatime", TIMES),
         ("relatime", TIMES),
         ("relatime,nodiratime", TIMES),
+        ("rw", FLAGS),
     ];
     for (n, (options, script)) in cases.into_iter().enumerate() {
         vm.check(&format!(
@@ -237,6 +277,10 @@ fn options_mean_what_the_kernels_do() {
         assert_eq!(kernel, ours, "{options}: the kernel's (left), ours (right)");
     }
     vm.assert_kernel_content();
+    assert_eq!(
+        on_ours(dir.path(), "ways", "rw", WAYS),
+        "j big\n big\nj big\n big\n"
+    );
 }
 
 /// Goal: a file that may be run loses those bits when suiddir gives it to somebody else (what GFS2 says of it), and not
@@ -303,4 +347,123 @@ fn a_spectator_changes_nothing_whatever_is_tried() {
         before == fs::read(&image).expect("the image"),
         "a spectator wrote"
     );
+}
+
+/// Goal: with `writeback_cache` a volume that is full is reported by fsync(2) and close(2), once to each who has the file
+/// open; what was synced before stays, the volume is whole, and there is a way on. (Without it write(2) says so:
+/// tests/no_space.rs.)
+#[test]
+fn a_full_volume_is_told_by_fsync_and_close_when_the_kernel_keeps_writes() {
+    let dir = support::scratch("trust");
+    let image = sparse(&dir.path().join("volume.img"), 64 << 20);
+    mkfs(&image, &["-p", "lock_nolock", "-J", "8"]);
+    let mount = Mount::new(&image, "writeback_cache");
+    let small = mount.join("small");
+    fs::write(&small, "x").expect("a small file");
+    let full = |result: std::io::Result<()>| {
+        let error = result.expect_err("the volume is full");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+    };
+    let mut filler = File::create(mount.join("filler")).expect("a file");
+    let (mut synced, piece) = (0, vec![9; 1 << 20]);
+    let told = loop {
+        assert!(synced < 64, "{synced} MiB fit into a volume of 64");
+        let written = filler.write_all(&piece).and_then(|()| filler.sync_all());
+        match written {
+            Ok(()) => synced += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(synced > 20, "full after {synced} MiB: {told}");
+    full(Err(told));
+    // Told once.
+    filler.sync_all().expect("nothing new is wrong");
+    let mut file = File::options().append(true).open(&small).expect("the small file");
+    file.write_all(&piece).expect("the kernel keeps it");
+    full(file.sync_all());
+    drop(file);
+    let wrote = Command::new("dd")
+        .args([
+            "if=/dev/zero",
+            "bs=64k",
+            "count=20",
+            "oflag=append",
+            "conv=notrunc",
+        ])
+        .arg(format!("of={}", small.display()))
+        .output()
+        .expect("dd");
+    let said = String::from_utf8_lossy(&wrote.stderr);
+    assert!(
+        !wrote.status.success() && said.contains("No space left"),
+        "close: {said}"
+    );
+    drop(filler);
+    mount.unmount();
+    assert_fsck_clean(&image);
+    let mount = Mount::new(&image, "writeback_cache");
+    let bytes = fs::read(mount.join("filler")).expect("the filler");
+    assert!(
+        bytes.len() >= synced << 20,
+        "{} bytes of {synced} MiB",
+        bytes.len()
+    );
+    assert!(bytes[..synced << 20].iter().all(|byte| *byte == 9), "other bytes");
+    assert_eq!(fs::read(mount.join("small")).expect("the small file")[0], b'x');
+    let free = || rustix::fs::statvfs(mount.path()).expect("statvfs").f_bfree;
+    let before = free();
+    fs::remove_file(mount.join("filler")).expect("rm");
+    // Deallocated when the kernel has said that nobody has it open.
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while free() < before + 2000 {
+        assert!(std::time::Instant::now() < end, "{} blocks are free", free());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut file = File::create(mount.join("small")).expect("the small file");
+    file.write_all(&piece)
+        .and_then(|()| file.sync_all())
+        .expect("there is room");
+    drop(file);
+    mount.unmount();
+    assert_fsck_clean(&image);
+}
+
+/// Goal: with `writeback_cache` the times are those of the calls, not of the write-back, and last.
+#[test]
+fn times_are_those_of_the_calls_when_the_kernel_keeps_writes() {
+    let dir = support::scratch("trust");
+    let image = volume(dir.path());
+    let times = |path: &Path| {
+        let meta = fs::metadata(path).expect("its times");
+        let (mtime, ctime) = (
+            (meta.mtime(), meta.mtime_nsec()),
+            (meta.ctime(), meta.ctime_nsec()),
+        );
+        (meta.len(), mtime, ctime)
+    };
+    let old = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    let mount = Mount::new(&image, "writeback_cache");
+    // Kept and written back; with a time that was set while the bytes were kept; with one set before them.
+    let mut files = ["plain", "set", "rewritten"].map(|name| File::create(mount.join(name)).expect("a file"));
+    files[2].set_modified(old).expect("a time");
+    for file in &mut files {
+        file.write_all(&[3; 10_000]).expect("kept bytes");
+    }
+    files[1].set_modified(old).expect("a time");
+    let see = |mount: &Mount| ["plain", "set", "rewritten"].map(|name| times(&mount.join(name)));
+    let kept = see(&mount);
+    files.iter().for_each(|file| file.sync_all().expect("fsync"));
+    assert_eq!(see(&mount), kept, "after the write-back");
+    assert_eq!((kept[1].0, kept[1].1), (10_000, (1_000_000_000, 123_456_789)));
+    let (seconds, _) = kept[2].1;
+    assert!(
+        seconds > 1_000_000_000,
+        "a write after a time was set leaves it at {seconds}"
+    );
+    drop(files);
+    mount.unmount();
+    let mount = Mount::new(&image, "");
+    assert_eq!(see(&mount), kept, "after a remount");
+    mount.unmount();
+    assert_fsck_clean(&image);
 }

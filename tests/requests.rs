@@ -13,7 +13,6 @@ use ours::{mkfs, program};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,11 +35,19 @@ struct Daemon {
 }
 
 impl Daemon {
+    /// A mount whose root has been looked at: what every use begins with, and whether there are birth times (the kernel
+    /// tries STATX once in a mount's life), is no part of any count.
     fn new(dir: &Path, image: &Path) -> Self {
+        let daemon = Self::unused(dir, image, "noatime");
+        fs::metadata(&daemon.target).unwrap();
+        daemon
+    }
+
+    fn unused(dir: &Path, image: &Path, options: &str) -> Self {
         let (log, target) = (dir.join("daemon.log"), dir.join("mnt"));
         fs::create_dir_all(&target).unwrap();
         let process = Command::new(program("mount-fuse-gfs2"))
-            .args(["-F", "-o", "noatime"])
+            .args(["-F", "-o", options])
             .args([image, &target])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -48,15 +55,10 @@ impl Daemon {
             .spawn()
             .unwrap();
         let mut daemon = Self { process, log, target };
-        let device = fs::metadata(dir).unwrap();
-        daemon.wait_for("the mount", |daemon| {
-            fs::metadata(&daemon.target).is_ok_and(|meta| meta.dev() != device.dev())
-        });
-        // Set before anybody sees the mount, and without a request to it.
-        let mounted = fs::metadata(&daemon.target).unwrap().dev();
-        let (major, minor) = (rustix::fs::major(mounted), rustix::fs::minor(mounted));
-        let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        assert_eq!(fs::read_to_string(&knob).unwrap().trim(), "1024");
+        // Not by a look at the mount: nobody is to ask it for anything but the test's work. This thread is the last that
+        // a mount begins; signals are listened to before.
+        daemon.wait_for("the mount", |daemon| mounted(&daemon.target).is_some());
+        daemon.wait_for("the remount's thread", |daemon| daemon.has_thread("gfs2-control"));
         daemon
     }
 
@@ -68,6 +70,14 @@ impl Daemon {
             assert!(Instant::now() < end, "{what} did not come: {}", self.said());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn has_thread(&self, name: &str) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id()));
+        tasks.unwrap().flatten().any(|task| {
+            // One that ends meanwhile has no name any more.
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+        })
     }
 
     fn said(&self) -> String {
@@ -138,6 +148,14 @@ impl Drop for Daemon {
     }
 }
 
+/// The device number of the mount there, as `/proc` has it.
+fn mounted(target: &Path) -> Option<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let at = |line: &&str| line.split(' ').nth(4) == target.to_str();
+    let line = table.lines().rev().find(at)?;
+    line.split(' ').nth(2).map(str::to_owned)
+}
+
 /// `lookup=3 create=1`, as a table.
 fn table(text: &str) -> Counts {
     let words = text.split_whitespace().map(|word| word.split_once('=').unwrap());
@@ -157,6 +175,50 @@ fn times(count: u64, each: &str, more: &str) -> Counts {
 
 fn file(root: &Path, n: u64, suffix: &str) -> PathBuf {
     root.join(format!("many/file-{n:04}{suffix}"))
+}
+
+/// Goal: what a test counts is what it asked for. Method: a mount that nobody uses, by both transports, has served
+/// nothing, though its read-ahead is set and its remount socket is there.
+#[test]
+fn a_mount_that_nobody_uses_is_asked_nothing() {
+    let dir = support::scratch("requests");
+    let image = sparse(&dir.path().join("volume.img"), 256 << 20);
+    mkfs(&image, &["-p", "lock_nolock", "-j", "1"]);
+    for options in [
+        "no_io_uring",
+        "io_uring",
+        "busy_poll=200",
+        "writeback_cache",
+        "ro",
+    ] {
+        let mut daemon = Daemon::unused(dir.path(), &image, options);
+        let device = mounted(&daemon.target).unwrap();
+        let knob = fs::read_to_string(format!("/sys/class/bdi/{device}/read_ahead_kb")).unwrap();
+        assert_eq!(knob.trim(), "1024", "{options}: read-ahead");
+        assert_eq!(daemon.counts(), Counts::new(), "{options}");
+        daemon.unmount();
+    }
+}
+
+/// Goal: mounts do not ask each other: one whose daemon is stuck would hold up the next. Method: another volume is mounted
+/// and unmounted meanwhile, as mount(8) does it.
+#[test]
+fn a_mount_asks_no_other_mount() {
+    let dir = support::scratch("requests");
+    let image = |name: &str| {
+        let image = sparse(&dir.path().join(name), 256 << 20);
+        mkfs(&image, &["-p", "lock_nolock", "-j", "1"]);
+        image
+    };
+    let (first, second) = (image("first.img"), image("second.img"));
+    let mut daemon = Daemon::unused(dir.path(), &first, "noatime");
+    for _ in 0..2 {
+        let other = ours::Mount::new(&second, "");
+        fs::write(other.join("file"), "x").unwrap();
+        other.unmount();
+    }
+    assert_eq!(daemon.counts(), Counts::new());
+    daemon.unmount();
 }
 
 #[test]

@@ -34,9 +34,9 @@ pub enum LockError {
     /// The lockspace was left.
     #[error("the lockspace was left")]
     Left,
-    /// The backend cannot do what the join asks for.
-    #[error("this lock service cannot tell slots")]
-    NoSlots,
+    /// The slots of the members cannot be told, and the join asked for them.
+    #[error("the slots of the members, which journals go by, are not known: {0}")]
+    NoSlots(String),
     /// All 2^32 lock ids are in use.
     #[error("out of lock ids")]
     OutOfIds,

@@ -54,7 +54,7 @@ pub struct Cast {
 pub struct Slot {
     /// The member.
     pub node: NodeId,
-    /// Its slot, from 1.
+    /// Its slot, from 1; 0 where it is not known ([`crate::JoinOptions::need_slots`]).
     pub slot: u16,
 }
 
@@ -82,9 +82,9 @@ pub enum Event {
     },
     /// Membership is settled, all locks are where they belong.
     RecoverDone {
-        /// The members.
+        /// The members; none where slots are not known ([`crate::JoinOptions::need_slots`]).
         slots: Vec<Slot>,
-        /// Our own slot.
+        /// Our own slot; 0 where it is not known.
         our_slot: u16,
         /// Grows with every membership.
         generation: u32,

@@ -105,7 +105,9 @@ pub struct ClusterInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JoinOptions {
-    /// Refuse to join when the backend cannot tell slots exactly ([`Caps::slots`]).
+    /// The lockspace is lost ([`LockError::NoSlots`] in its [`Event::Fatal`], the first event if it is so from the
+    /// beginning) as soon as the slots of its members cannot be told. Without this they are then left out:
+    /// [`Event::RecoverDone`] names none, and slots are 0. Only [`SlotSource::KernelLog`] can come to that.
     pub need_slots: bool,
 }
 
@@ -120,7 +122,8 @@ impl Default for JoinOptions {
 pub enum SlotSource {
     /// From the lock service itself.
     Exact,
-    /// Put together from what the kernel prints.
+    /// Put together from what the kernel prints, which has no room for those of very many members; see
+    /// [`JoinOptions::need_slots`].
     KernelLog,
     /// Not at all.
     Unknown,

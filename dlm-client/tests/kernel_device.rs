@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlm_client::{
-    Cast, Dlm, Event, EventQueue, JoinOptions, KernelDlm, Leave, Lkf, LockError, LockId, Lockspace, Mode,
-    NodeId, ResName, SbFlags, Slot, Status,
+    Cast, CrashSafety, Dlm, Event, EventQueue, JoinOptions, KernelDlm, Leave, Lkf, LockError, LockId,
+    Lockspace, Mode, NodeId, Plock, PlockOp, ResName, SbFlags, Slot, SlotSource, Status,
 };
 use fake::{FakeKernel, result};
 
@@ -252,6 +252,63 @@ fn what_is_broken_or_lost_is_fatal_and_says_so() {
     let node = Node::join(&kernel);
     kernel.say("dlm: dlm user daemon left 1 lockspaces");
     assert!(node.fatal().contains("dlm_controld is gone"));
+}
+
+/// The device has no POSIX locks, and the log no room for any number of slots: both are refused by name.
+#[test]
+fn what_the_kernel_does_not_give_is_refused_and_not_made_up() {
+    let kernel = FakeKernel::default();
+    let node = Node::join(&kernel);
+    let caps = node.space.caps();
+    assert_eq!(
+        (caps.slots, caps.crash_safety),
+        (SlotSource::KernelLog, CrashSafety::Orphans)
+    );
+    let lock = Plock {
+        number: 7,
+        start: 0,
+        end: 9,
+        owner: 1,
+        pid: 1,
+        exclusive: true,
+    };
+    for op in [PlockOp::Lock { wait: true }, PlockOp::Unlock { close: false }] {
+        assert_eq!(node.space.plock(op, &lock, 1), Err(LockError::NoPlocks));
+    }
+    assert_eq!(node.space.plock_cancel(1), Err(LockError::NoPlocks));
+    assert_eq!(
+        LockError::NoPlocks.to_string(),
+        "this lock service has no POSIX locks"
+    );
+
+    let mut options = JoinOptions::default();
+    assert!(options.need_slots);
+    options.need_slots = false;
+    let dlm = KernelDlm::with(Arc::new(kernel.clone())).unwrap();
+    let (space, queue) = dlm.join("foo", &options).unwrap();
+    let without = Node { space, queue };
+    assert!(matches!(without.next(), Event::RecoverDone { our_slot: 1, .. }));
+    let crowd: String = (1..40).map(|n| format!(" {n}:{}", n + 100)).collect();
+    kernel.recovery("foo", &["add member 140"], &format!("40{}", &crowd[..126]));
+    for node in [&node, &without] {
+        assert_eq!(node.next(), Event::RecoverPrep);
+    }
+    let Event::Fatal(LockError::NoSlots(why)) = node.next() else {
+        panic!("a lockspace whose slots nobody knows is used");
+    };
+    assert!(why.contains("no room for those of so many members"), "{why}");
+    assert_eq!(node.queue.recv(), None);
+    assert!(matches!(
+        without.next(),
+        Event::RecoverDone { slots, our_slot: 0, .. } if slots.is_empty()
+    ));
+    without.held("one", Mode::Ex, NONE);
+    // Who comes now is told at once, and does not wait for a recovery.
+    let (_space, queue) = dlm.join("foo", &JoinOptions::default()).unwrap();
+    assert!(matches!(
+        queue.recv_timeout(LIMIT),
+        Some(Event::Fatal(LockError::NoSlots(_)))
+    ));
 }
 
 /// What there is no way around on most machines: no DLM in the kernel. Where there is one, it says who we are.

@@ -19,14 +19,15 @@ mod serve;
 #[path = "../examples/dlmdrive/stream.rs"]
 mod stream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{Cluster, Wires, join};
 use dlm_client::wire::Version;
-use dlm_client::{EventQueue, Lkf, LockId, Lockspace, Lvb, Mode, ResName};
+use dlm_client::wire::hash::{Weighted, directory_node, directory_nodes, name_hash};
+use dlm_client::{EventQueue, Lkf, LockId, Lockspace, Lvb, Mode, NodeId, ResName};
 use party::{Node, Party, Report};
 use serve::Driven;
 
@@ -116,10 +117,10 @@ fn same(kernel: &str, ours: &[String]) {
     }
 }
 
-#[test]
-fn two_nodes_behave_as_two_kernels() {
+/// What two kernels did, by seed.
+fn recordings() -> Vec<(u64, String)> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let mut found = 0;
+    let mut found = Vec::new();
     for entry in data.read_dir().expect("the recordings") {
         let path = entry.expect("an entry").path();
         let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
@@ -127,10 +128,47 @@ fn two_nodes_behave_as_two_kernels() {
             continue;
         };
         let text = std::fs::read_to_string(&path).expect("a recording");
+        found.push((seed.parse().expect("a seed"), text));
+    }
+    assert!(
+        found.len() >= 4,
+        "{} recordings in {}",
+        found.len(),
+        data.display()
+    );
+    found
+}
+
+#[test]
+fn two_nodes_behave_as_two_kernels() {
+    for (seed, text) in recordings() {
         let count = text.lines().filter(|line| !line.starts_with(' ')).count();
         let count = u64::try_from(count).expect("a number");
-        same(&text, &played(2, seed.parse().expect("a seed"), count));
-        found += 1;
+        same(&text, &played(2, seed, count));
     }
-    assert!(found >= 4, "{found} recordings in {}", data.display());
+}
+
+/// The first to lock a name is its master; who that is and who keeps its directory meet in every way.
+#[test]
+fn the_recordings_have_masters_and_directories_on_both_nodes() {
+    let members = [1, 2].map(|node| Weighted {
+        node: NodeId(node),
+        weight: 1,
+    });
+    let table = directory_nodes(&members);
+    let mut seen: BTreeMap<String, (u32, u32)> = BTreeMap::new();
+    for (_, text) in recordings() {
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let ["lock", token, name, ..] = words[..] else {
+                continue;
+            };
+            let token: u32 = token.parse().expect("a number");
+            let hash = name_hash(&ResName::new(name.as_bytes()).expect("a name"));
+            let directory = directory_node(&table, hash).expect("a node").0;
+            seen.entry(name.to_owned()).or_insert((token % 2 + 1, directory));
+        }
+    }
+    let ways: BTreeSet<(u32, u32)> = seen.values().copied().collect();
+    assert_eq!(ways.len(), 4, "{seen:?}");
 }

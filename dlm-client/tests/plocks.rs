@@ -3,10 +3,14 @@
 //! Each claim is a function over [`Session`], which knows only the trait. A backend adds itself with one `plocks!`
 //! line. Conflicts need two owners, not two nodes.
 
+mod cluster;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster::{Cluster, Joined, Wires, join};
 use dlm_client::plock::OFFSET_MAX;
+use dlm_client::wire::Version;
 use dlm_client::{
     Dlm, Event, EventQueue, JoinOptions, Leave, LocalDlm, LockError, Lockspace, Plock, PlockOp, PlockStatus,
 };
@@ -17,6 +21,8 @@ struct Session {
     queue: EventQueue,
     /// How long nothing must come before we believe that nothing comes.
     quiet: Duration,
+    /// Another node that must live meanwhile.
+    _other: Option<Joined>,
 }
 
 const LOCK: PlockOp = PlockOp::Lock { wait: false };
@@ -211,6 +217,7 @@ fn local() -> Session {
         space,
         queue,
         quiet: Duration::from_millis(1),
+        _other: None,
     }
 }
 
@@ -229,13 +236,62 @@ plocks!(
     ]
 );
 
+/// The second of two nodes, whose locks the first sees, too.
+fn wire(wires: Wires) -> Session {
+    let cluster = Cluster::new(2, wires, "");
+    let first = join(cluster.node(1, Version::V3_2), "plocks");
+    first.wait_recovered();
+    let Joined { space, queue } = join(cluster.node(2, Version::V3_2), "plocks");
+    Session {
+        space,
+        queue,
+        quiet: Duration::from_millis(50),
+        _other: Some(first),
+    }
+}
+
+plocks!(
+    wire_in_memory,
+    || wire(Wires::Memory),
+    [
+        readers_share_and_writers_exclude,
+        ranges_split_and_convert,
+        a_test_names_who_is_in_the_way_and_locks_nothing,
+        waiters_are_granted_in_order_when_the_holder_goes,
+        a_wait_can_be_taken_back_without_losing_what_is_held,
+        a_close_takes_back_what_waits,
+        ranges_that_no_file_has_are_refused,
+        after_leaving_calls_are_refused,
+    ]
+);
+
+plocks!(
+    wire_over_tcp,
+    || wire(Wires::Tcp),
+    [
+        readers_share_and_writers_exclude,
+        ranges_split_and_convert,
+        a_test_names_who_is_in_the_way_and_locks_nothing,
+        waiters_are_granted_in_order_when_the_holder_goes,
+        a_wait_can_be_taken_back_without_losing_what_is_held,
+        a_close_takes_back_what_waits,
+        ranges_that_no_file_has_are_refused,
+        after_leaving_calls_are_refused,
+    ]
+);
+
 #[test]
 fn locks_of_a_member_that_is_gone_are_gone() {
     let dlm = LocalDlm::new();
     let join = || {
         let (space, queue) = dlm.join("two", &JoinOptions::default()).unwrap();
         let quiet = Duration::from_millis(1);
-        Session { space, queue, quiet }
+        Session {
+            space,
+            queue,
+            quiet,
+            _other: None,
+        }
     };
     let (first, second) = (join(), join());
     while second.queue.try_recv().is_some() {}

@@ -86,6 +86,14 @@ layout! {
     GetxattrOut 8 { size: u32, padding: u32 }
     LseekIn 24 { fh: u64, offset: u64, whence: u32, padding: u32 }
     LseekOut 8 { offset: u64 }
+    /// Followed by `in_size` bytes.
+    IoctlIn 32 { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 }
+    /// Followed by as many bytes as were asked for.
+    IoctlOut 16 { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
+    /// The kernel's own, of `FS_IOC_FSGETXATTR`.
+    Fsxattr 28 {
+        xflags: u32, extsize: u32, nextents: u32, projid: u32, cowextsize: u32, pad: [u8; 8],
+    }
     InterruptIn 8 { unique: u64 }
     InitIn 64 {
         major: u32, minor: u32, max_readahead: u32, flags: u32, flags2: u32, unused: [u32; 11],

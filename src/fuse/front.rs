@@ -2,6 +2,8 @@
 
 use super::abi::{self, Fattr, Fopen};
 use super::convert::{self, Nodes, errno};
+use super::ioctl;
+use super::notify::Notifications;
 use super::reply::Reply;
 use super::request::{Op, Request};
 use super::session::ServeOptions;
@@ -61,6 +63,7 @@ pub(super) struct Front {
     options: ServeOptions,
     /// Directories are opened and closed.
     dir_handles: bool,
+    notifications: Arc<Notifications>,
 }
 
 /// The parts of a request that every verb needs.
@@ -72,12 +75,19 @@ struct Asked<'a> {
 }
 
 impl Front {
-    pub(super) fn new(fs: Arc<Fs>, nodes: Nodes, options: ServeOptions, dir_handles: bool) -> Self {
+    pub(super) fn new(
+        fs: Arc<Fs>,
+        nodes: Nodes,
+        options: ServeOptions,
+        dir_handles: bool,
+        notifications: Arc<Notifications>,
+    ) -> Self {
         Self {
             fs,
             nodes,
             options,
             dir_handles,
+            notifications,
         }
     }
 
@@ -125,8 +135,11 @@ impl Front {
             Op::Setxattr { .. } | Op::Getxattr(..) | Op::Listxattr(_) | Op::Removexattr(_) => {
                 self.xattr(asked, &request.op);
             }
-            // No ioctl is ours.
-            Op::Ioctl => asked.reply.error(Errno::ENOTTY),
+            Op::Ioctl(args, data) => {
+                let Asked { caller, node, reply } = asked;
+                let to = (self.fs.as_ref(), self.notifications.as_ref());
+                ioctl::serve(to, &caller, node, args, data, reply);
+            }
             Op::Destroy => asked.reply.ok(),
             // Nothing has to happen at close: told once, the kernel asks no more. (What it could not write back it
             // still reports there itself.)

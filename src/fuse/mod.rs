@@ -11,7 +11,7 @@
 //! The seam is [`mount`] and [`serve`] plus [`Notifications`].
 //!
 //! Invariants: every request is answered once; notifications to the kernel are sent from the caller's thread, which
-//! must not be one that answers requests and must hold no lock of ours.
+//! must not be one that answers requests (but for attributes alone, which wait for nothing) and must hold no lock of ours.
 
 mod abi;
 mod awake;
@@ -21,6 +21,7 @@ mod crew;
 mod front;
 mod idle;
 mod interrupt;
+mod ioctl;
 mod notify;
 mod reply;
 mod request;

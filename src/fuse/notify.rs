@@ -3,7 +3,7 @@
 //! Traps (STRUCTURE.md B3, PERF.md A3): an invalidation writes dirty pages back *through us* before it returns, and
 //! waits for pages whose READ is not answered; a name's waits for every LOOKUP in its directory. So they are called from
 //! a demote worker that holds no lock of ours, never from a request's thread, and requests are served meanwhile.
-//! The epoch, PRUNE and attributes alone wait for nothing.
+//! The epoch, PRUNE and attributes alone wait for nothing: of attributes a request's thread may tell.
 
 use super::abi::{self, notify};
 use super::convert::Nodes;

@@ -72,7 +72,7 @@ pub(super) enum Op<'a> {
     Listxattr(abi::GetxattrIn),
     Removexattr(&'a [u8]),
     Lseek(abi::LseekIn),
-    Ioctl,
+    Ioctl(abi::IoctlIn, &'a [u8]),
     Init(abi::InitIn),
     Interrupt(abi::InterruptIn),
     Destroy,
@@ -252,7 +252,10 @@ fn arguments<'a>(opcode: Opcode, rest: &mut Rest<'a>) -> Result<Op<'a>, Malforme
         Opcode::INIT => Op::Init(rest.fixed()?),
         Opcode::INTERRUPT => Op::Interrupt(rest.fixed()?),
         Opcode::DESTROY => Op::Destroy,
-        Opcode::IOCTL => Op::Ioctl,
+        Opcode::IOCTL => {
+            let fixed: abi::IoctlIn = rest.fixed()?;
+            Op::Ioctl(fixed, rest.data(fixed.in_size)?)
+        }
         _ => return on_handle(opcode, rest),
     })
 }

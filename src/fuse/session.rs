@@ -175,7 +175,13 @@ pub fn serve(
     // Whose names may be kept needs no handle: told once that there are none, the kernel neither opens nor closes
     // directories any more.
     let dir_handles = !options.cache_dirs || !agreed.flags.contains(InitFlags::NO_OPENDIR_SUPPORT);
-    let front = Front::new(Arc::clone(fs), nodes, options, dir_handles);
+    let front = Front::new(
+        Arc::clone(fs),
+        nodes,
+        options,
+        dir_handles,
+        Arc::clone(notifications),
+    );
     let keepers = Keepers::start(options.busy_poll);
     let awake = keepers.as_ref().map(|keepers| Arc::clone(keepers.awake()));
     let crew = Crew::new(channel, front, Arc::clone(notifications), awake);

@@ -16,7 +16,7 @@ use gfs2_format::{BlockAddr, InodeNum};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ const SHARDS: usize = 64;
 const HEAP_ENTRIES: usize = 32;
 const HEAP_BYTES: usize = HEAP_ENTRIES * 3072;
 
+/// How often somebody who waits looks whether he still should.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// What a node remembers of an inode beside its blocks.
 #[derive(Debug)]
 pub(crate) struct Inode {
@@ -35,8 +38,8 @@ pub(crate) struct Inode {
     kind: FileType,
     glock: Arc<Glock>,
     iopen: Mutex<Option<GlockGuard>>,
-    /// The last link is gone: whoever lets go last deallocates.
-    unlinked: AtomicBool,
+    /// The last link is gone: whoever lets go last deallocates. Since when, in milliseconds of [`now_ms`]; 0: it is not.
+    unlinked: AtomicU64,
     /// Open handles that may write; grows under the lock EX only.
     pub(crate) writers: AtomicU32,
     /// Resource group that keeps blocks for it to grow into; 0: none.
@@ -53,6 +56,13 @@ pub(crate) struct Commits {
     pub(crate) meta: CommitSeq,
     /// Changes of before this entry was made are known to be durable.
     pub(crate) complete: bool,
+}
+
+/// Milliseconds since a moment of this process, never 0.
+fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let passed = START.get_or_init(Instant::now).elapsed().as_millis();
+    u64::try_from(passed).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 impl Inode {
@@ -78,12 +88,15 @@ impl Inode {
 
     /// Somebody saw that it has no links.
     pub(crate) fn mark_unlinked(&self) {
-        self.unlinked.store(true, Ordering::Release);
+        // The first to see it says when.
+        let _ = self
+            .unlinked
+            .compare_exchange(0, now_ms(), Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// No links left?
     pub(crate) fn is_unlinked(&self) -> bool {
-        self.unlinked.load(Ordering::Acquire)
+        self.unlinked.load(Ordering::Acquire) != 0
     }
 
     /// A transaction changed it; `times_only` when it changed nothing but times.
@@ -160,6 +173,8 @@ pub(crate) struct InodeTable {
     waiting: AtomicUsize,
     /// Evictions queued and under way.
     evicting: Mutex<usize>,
+    /// Evictions that have ended; grows under `evicting`.
+    evictions_ended: AtomicU64,
     /// Told when one of them has ended.
     ended: Condvar,
     /// Entries.
@@ -223,6 +238,7 @@ impl InodeTable {
             evictions: Mutex::default(),
             waiting: AtomicUsize::new(0),
             evicting: Mutex::new(0),
+            evictions_ended: AtomicU64::new(0),
             ended: Condvar::new(),
             count: AtomicUsize::new(0),
             alarm_at: AtomicUsize::new(usize::MAX),
@@ -322,7 +338,7 @@ impl InodeTable {
                 kind: new.kind,
                 glock: new.glock,
                 iopen: Mutex::new(Some(new.iopen)),
-                unlinked: AtomicBool::new(false),
+                unlinked: AtomicU64::new(0),
                 writers: AtomicU32::new(0),
                 window: AtomicU64::new(0),
                 commits: Mutex::default(),
@@ -451,6 +467,7 @@ impl InodeTable {
         lane.gone.notify_all();
         let mut evicting = self.evicting.lock();
         *evicting = evicting.saturating_sub(1);
+        self.evictions_ended.fetch_add(1, Ordering::AcqRel);
         self.ended.notify_all();
     }
 
@@ -475,16 +492,38 @@ impl InodeTable {
         }
     }
 
+    /// How many evictions there have been.
+    pub(crate) fn evictions_ended(&self) -> u64 {
+        self.evictions_ended.load(Ordering::Acquire)
+    }
+
+    /// Waits for another eviction than the first `seen`, as long as there may be one soon: that nobody uses an inode any
+    /// more we hear some time after its last unlink, and only then it is deallocated. What is still there `grace` after
+    /// it is in use, and not waited for. Gives whether there was one.
+    pub(crate) fn wait_forgotten(&self, seen: u64, grace: Duration) -> bool {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let mut evicting = self.evicting.lock();
+        while self.evictions_ended() == seen {
+            if self.unlinked_since(now_ms().saturating_sub(grace_ms)) == 0 {
+                return false;
+            }
+            self.ended.wait_for(&mut evicting, LOOK_AGAIN);
+        }
+        true
+    }
+
     /// Entries without links.
     fn unlinked(&self) -> usize {
-        let of = |lane: &Lane| {
-            let known = lane.known.lock();
-            known
-                .slots
-                .values()
-                .filter(|slot| slot.inode.is_unlinked())
-                .count()
+        self.unlinked_since(0)
+    }
+
+    /// Entries that lost their last link at that moment or later.
+    fn unlinked_since(&self, moment: u64) -> usize {
+        let counts = |slot: &&Slot| match slot.inode.unlinked.load(Ordering::Acquire) {
+            0 => false,
+            at => at >= moment,
         };
+        let of = |lane: &Lane| lane.known.lock().slots.values().filter(counts).count();
         self.lanes.iter().map(of).sum()
     }
 

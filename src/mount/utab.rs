@@ -8,6 +8,7 @@
 //! Source of the format: the table's lines as mount(8) writes them (`SRC= TARGET= ROOT= OPTS=`, octal escapes), changed
 //! under the lock `utab.lock` and put in place by a rename.
 
+use super::guard::our_mounts;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -45,10 +46,11 @@ impl Entry {
             escape(Path::new(&options.collect::<Vec<_>>().join(",")))
         );
         let place = escape(target);
+        let mounted: Vec<PathBuf> = our_mounts().into_iter().map(|mount| mount.target).collect();
         let made = change(folder, |table| {
             let mut lines: Vec<&str> = table
                 .lines()
-                .filter(|old| field(old, "TARGET=") != Some(&place) && !is_left_over(old))
+                .filter(|old| field(old, "TARGET=") != Some(&place) && !is_left_over(old, &mounted))
                 .collect();
             lines.push(&line);
             lines.join("\n") + "\n"
@@ -126,12 +128,15 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split(' ').find_map(|word| word.strip_prefix(name))
 }
 
-/// An entry of ours whose mount point is gone: its daemon was killed.
-fn is_left_over(line: &str) -> bool {
+/// An entry of ours whose mount point is gone: its daemon was killed. No mount of ours is asked anything for that (whose
+/// daemon may be busy, or stuck): what is one, or lies below one, stays.
+fn is_left_over(line: &str, mounted: &[PathBuf]) -> bool {
     let target = field(line, "TARGET=").map(super::guard::unescape);
     line.contains(HELPER)
         && target.is_some_and(|target| {
-            std::fs::symlink_metadata(target).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+            let ours = mounted.iter().any(|mount| Path::new(&target).starts_with(mount));
+            let looked_at = || std::fs::symlink_metadata(&target);
+            !ours && looked_at().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         })
 }
 
@@ -192,6 +197,17 @@ mod tests {
         assert!(text.contains("SRC=/new"), "{text}");
         drop(entry);
         assert_eq!(read(dir.path()), others);
+    }
+
+    #[test]
+    fn nothing_at_or_below_a_mount_is_looked_at() {
+        let line = "SRC=/a TARGET=/no/such\\040place/x ROOT=/ OPTS=uhelper=fuse.gfs2";
+        let left_over = |mounts: &[&str]| {
+            let mounts: Vec<PathBuf> = mounts.iter().map(PathBuf::from).collect();
+            is_left_over(line, &mounts)
+        };
+        assert!(left_over(&[]) && left_over(&["/no/such", "/no/such place/x/y"]));
+        assert!(!left_over(&["/no/such place"]) && !left_over(&["/no/such place/x"]));
     }
 
     #[test]

@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// How long a verb that found no space waits for evictions under way.
 pub(super) const EVICTION_WAIT: Duration = Duration::from_secs(10);
+/// How long after an unlink it may take until we hear that nobody uses the inode.
+const FORGET_WAIT: Duration = Duration::from_secs(1);
 
 /// Inodes a crash left unlinked that are deallocated for a verb that found no space, before it tries again.
 const ORPHANS_AT_ONCE: u64 = 16;
@@ -266,19 +268,24 @@ impl Fs {
 /// Calls what changes something, and again when it found no space and evictions were under way.
 fn with_space<T>(engine: &Engine, call: impl Fn(&Engine) -> FsResult<T>) -> FsResult<T> {
     engine.check_writable()?;
-    let result = call(engine);
-    if !matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) {
+    let is_full = |result: &FsResult<T>| matches!(result, Err(error) if error.errno() == Errno::ENOSPC);
+    // Looked at before the call: an eviction that ends while it runs may be what it lacks.
+    let mut seen = engine.inodes.evictions_ended();
+    let mut result = call(engine);
+    if !is_full(&result) {
         return result;
     }
-    let evicted = Interrupt::shield(|| run_evictions(engine)).unwrap_or(0);
-    let waited = engine.inodes.wait_evictions(EVICTION_WAIT);
-    let mut result = if evicted > 0 || waited {
-        call(engine)
-    } else {
-        result
-    };
+    if let Err(error) = Interrupt::shield(|| run_evictions(engine)) {
+        tracing::debug!("evictions for want of space: {error}");
+    }
+    engine.inodes.wait_evictions(EVICTION_WAIT);
+    // What was unlinked a moment ago has gone for whoever did it, but not yet for us.
+    while is_full(&result) && engine.inodes.wait_forgotten(seen, FORGET_WAIT) {
+        seen = engine.inodes.evictions_ended();
+        result = call(engine);
+    }
     // Inodes that nobody knows of any more have space, too; each round makes them fewer.
-    while matches!(&result, Err(error) if error.errno() == Errno::ENOSPC) && reclaim_some(engine) > 0 {
+    while is_full(&result) && reclaim_some(engine) > 0 {
         result = call(engine);
     }
     result

@@ -100,13 +100,14 @@ impl Fs {
         kill_suidgid: bool,
     ) -> FsResult<usize> {
         let open = self.handles.get(handle)?;
-        let written = self.put(&open, offset, data, append, |now| WriteOptions {
+        let (written, flags) = self.put(&open, offset, data, append, |now| WriteOptions {
             now: Some(now),
             kill_suidgid,
             direct: open.flags.contains(OpenFlags::DIRECT),
             whole: false,
         })?;
-        if open.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC) {
+        let syncs = open.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC);
+        if syncs || flags.contains(DinodeFlags::SYNC) {
             self.run("write", |engine| {
                 sync_file(engine, &open, !open.flags.contains(OpenFlags::SYNC))
             })?;
@@ -121,14 +122,16 @@ impl Fs {
     /// As [`Fs::write`].
     pub fn write_back(&self, handle: Handle, offset: u64, data: &[u8], stamps: bool) -> FsResult<usize> {
         let open = self.handles.get(handle)?;
-        self.put(&open, offset, data, false, |now| WriteOptions {
+        let (written, _) = self.put(&open, offset, data, false, |now| WriteOptions {
             now: stamps.then_some(now),
             kill_suidgid: false,
             direct: false,
             whole: true,
-        })
+        })?;
+        Ok(written)
     }
 
+    /// Gives the bytes written, and the inode's flags.
     fn put(
         &self,
         open: &Open,
@@ -136,7 +139,7 @@ impl Fs {
         data: &[u8],
         append: bool,
         options: impl Fn(Timestamp) -> WriteOptions,
-    ) -> FsResult<usize> {
+    ) -> FsResult<(usize, DinodeFlags)> {
         if !open.flags.contains(OpenFlags::WRITE) {
             return Err(Errno::EBADF.into());
         }
@@ -144,7 +147,7 @@ impl Fs {
         self.change_pages("write", |engine| {
             check_regular(&open.inode)?;
             if data.is_empty() {
-                return Ok(0);
+                return Ok((0, DinodeFlags::empty()));
             }
             let mut locked = engine.lock(&open.inode, State::Ex, HolderFlags::SERVE)?;
             locked.resume()?;
@@ -162,7 +165,8 @@ impl Fs {
                 return Err(Errno::EFBIG.into());
             }
             let len = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
-            write(&mut locked, offset, &data[..len], options)
+            let written = write(&mut locked, offset, &data[..len], options)?;
+            Ok((written, locked.dinode().flags()))
         })
     }
 

@@ -11,6 +11,7 @@
 mod attr;
 mod config;
 mod create;
+mod flags;
 mod fs;
 mod handle;
 mod io;
@@ -23,6 +24,7 @@ mod xattrs;
 
 pub use crate::inode::{AtimeMode, FsOptions, MemoryUse, Prune, Relief, Share};
 pub use config::FsConfig;
+pub use flags::FileFlags;
 pub use fs::Fs;
 pub use handle::{Dir, Handle, OpenFlags};
 pub use types::Entry;

@@ -3,6 +3,7 @@
 mod amplify;
 mod basic;
 mod crash;
+mod flags;
 mod memory;
 mod model;
 mod ordered;

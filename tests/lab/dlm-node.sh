@@ -54,6 +54,8 @@ if [ "$kind" != wire ]; then
     dlm_controld || exit 1
   fi
   until dlm_tool status >/dev/null 2>&1; do sleep 0.1; done
+  # It answers before it has told the kernel who this node is.
+  until grep -qsx 1 /sys/kernel/config/dlm/cluster/comms/*/local; do sleep 0.1; done
   RUST_LOG=${LOG:-info} setsid /root/dlmdrive "$kind" 0.0.0.0:7000 >/host/drive.log 2>&1 &
 else
   [ ! -e /sys/kernel/config/dlm ] || exit 1

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dlm_client::backend::wire::{WireDlm, WireOptions};
+use dlm_client::control::{self, Control};
 use dlm_client::fence::conf::DlmConf;
 use dlm_client::membership::Membership;
 use dlm_client::membership::corosync::CorosyncMembership;
@@ -39,6 +41,8 @@ pub(crate) trait Backend: Dlm {
 
 /// Our node.
 pub(crate) struct Ours<B> {
+    /// What `gfs2ctl dlm` would ask. Before the node: it goes first.
+    control: Option<Control>,
     dlm: B,
     space: Option<Space>,
 }
@@ -58,13 +62,22 @@ pub(crate) fn wire(conf: &str) -> Result<Ours<WireDlm>, String> {
         options.version = Version::V3_1;
     }
     let dlm = WireDlm::start(membership, Box::new(transport), poller, &options).map_err(|e| e.to_string())?;
-    Ok(Ours { dlm, space: None })
+    let control = Control::serve(dlm.observer(), Path::new(control::DIRECTORY))?;
+    Ok(Ours {
+        control: Some(control),
+        dlm,
+        space: None,
+    })
 }
 
 /// The kernel's lock manager through our backend.
 pub(crate) fn device() -> Result<Ours<KernelDlm>, String> {
     let dlm = KernelDlm::new().map_err(|e| e.to_string())?;
-    Ok(Ours { dlm, space: None })
+    Ok(Ours {
+        control: None,
+        dlm,
+        space: None,
+    })
 }
 
 fn dump(dlm: &WireDlm, name: &str) -> Result<Vec<String>, String> {
@@ -231,6 +244,11 @@ impl<B: Backend> Node for Ours<B> {
     fn other(&mut self, words: &[&str]) -> Result<Vec<String>, String> {
         match words {
             ["plock", rest @ ..] => self.plock(rest),
+            ["ctl", rest @ ..] => {
+                let control = self.control.as_ref().ok_or("the kernel's is asked by dlm_tool")?;
+                let said = control::ask(control.path(), &rest.join(" "))?;
+                Ok(said.lines().map(str::to_owned).collect())
+            }
             ["purge"] => {
                 let purged = self.space()?.space.purge_orphans();
                 purged.map(|()| Vec::new()).map_err(|e| refused(&e))

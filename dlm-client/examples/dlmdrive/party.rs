@@ -81,7 +81,7 @@ impl Party for Remote {
             if self.lines.read_line(&mut line).map_err(failed)? == 0 {
                 return Err(format!("{} hung up on {command:?}", self.name));
             }
-            let line = line.trim_end();
+            let line = line.trim_end_matches('\n');
             if line == "ok" {
                 return Ok(answer);
             }

@@ -16,7 +16,9 @@
 //! the contract suite, where one session's end and the next one's beginning met).
 //!
 //! Where this backend is weaker than the contract: the kernel does not tell whether a member left or failed, so every
-//! member that goes is named by a RecoverSlot; there are no POSIX locks; [`Leave::AsFailed`] is [`Leave::Abandon`]; before
+//! member that goes is named by a RecoverSlot (a journal that was left clean is looked at once too often); POSIX locks
+//! are refused ([`LockError::NoPlocks`]: the kernel takes them from its own file systems only); the slots of more members
+//! than the log has room for are not known ([`LockError::NoSlots`]); [`Leave::AsFailed`] is [`Leave::Abandon`]; before
 //! kernel 6.12 callbacks are in order per lock, but not between locks; a value block is written by an unlock only if an
 //! earlier call on the lock had [`Lkf::VALBLK`].
 
@@ -84,11 +86,7 @@ impl Dlm for KernelDlm {
         self.cluster.clone()
     }
 
-    fn join(
-        &self,
-        name: &str,
-        _options: &JoinOptions,
-    ) -> Result<(Arc<dyn Lockspace>, EventQueue), LockError> {
+    fn join(&self, name: &str, options: &JoinOptions) -> Result<(Arc<dyn Lockspace>, EventQueue), LockError> {
         ResName::new(name.as_bytes())?;
         // Whether the kernel still is as it was when we came.
         self.kernel.cluster()?;
@@ -100,6 +98,7 @@ impl Dlm for KernelDlm {
             sender,
             us: self.cluster.node,
             name: name.to_owned(),
+            need_slots: options.need_slots,
         });
         writer::start(Arc::clone(&self.kernel), Arc::clone(&shared))?;
         Ok((Arc::new(KernelLockspace { shared }), events))
@@ -147,6 +146,7 @@ struct Shared {
     sender: EventSender,
     us: crate::NodeId,
     name: String,
+    need_slots: bool,
 }
 
 impl Shared {

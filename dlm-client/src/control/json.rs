@@ -86,6 +86,7 @@ fn fencing(fencing: &FenceStatus) -> String {
         ("since_seconds", fencing.since.as_secs().to_string()),
         ("actor", optional(fencing.actor.map(|node| node.0.to_string()))),
         ("agent", optional(fencing.agent.as_deref().map(string))),
+        ("pid", optional(fencing.pid.map(|pid| pid.to_string()))),
         ("attempts", fencing.attempts.to_string()),
         ("delayed", fencing.delayed.to_string()),
         ("last_failure", optional(failure)),
@@ -117,6 +118,7 @@ pub(super) fn status(us: NodeId, status: &Status) -> String {
     let text = object(&[
         ("node", us.0.to_string()),
         ("quorate", status.quorate.to_string()),
+        ("now", status.now.as_secs().to_string()),
         ("ring", status.ring.to_string()),
         ("daemon_ring", status.daemon_ring.to_string()),
         ("fence_in_progress_unknown", status.fencing_unknown.to_string()),

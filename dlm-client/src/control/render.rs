@@ -116,6 +116,14 @@ pub(super) fn status(us: NodeId, status: &Status) -> String {
         status.ring,
         status.daemon_ring
     );
+    let agents = status.nodes.iter().filter_map(|node| node.fencing.as_ref()?.pid);
+    let _ = writeln!(
+        out,
+        "daemon now {} fence_pid {} {}",
+        status.now.as_secs(),
+        agents.min().unwrap_or(0),
+        if status.fencing_unknown { "fence_init" } else { "" }
+    );
     let members = status.nodes.iter().filter(|node| node.member).count();
     let _ = writeln!(
         out,

@@ -198,7 +198,7 @@ impl<M: Membership> Driver<M> {
         };
         let events = self.hands.poll(wait.min(Duration::from_millis(20)));
         let inputs = events.into_iter().map(Input::Member);
-        for input in inputs.chain(self.hands.ended()) {
+        for input in inputs.chain(self.hands.agents()) {
             let actions = self.machine.step(self.now(), input);
             self.obey(actions);
         }

@@ -24,6 +24,8 @@ pub(super) struct Need {
     devices: Vec<Device>,
     position: usize,
     job: Option<Job>,
+    /// The process of the agent that runs.
+    pub(super) pid: Option<u32>,
     /// We have sent a result and not heard it yet.
     pub(super) result_sent: bool,
     pub(super) delayed: bool,
@@ -56,6 +58,7 @@ impl Need {
             devices,
             position: 0,
             job: None,
+            pid: None,
             result_sent: false,
             delayed: false,
             not_before: Duration::ZERO,
@@ -111,6 +114,7 @@ impl Need {
     /// The agent has ended.
     pub(super) fn ended(&mut self, status: i32) -> Outcome {
         self.job = None;
+        self.pid = None;
         let current = self.devices.get(self.position).cloned();
         let next = self.position.saturating_add(1);
         let parallel = |at: usize| {
@@ -141,6 +145,7 @@ impl Need {
 
     /// Stops an agent that runs.
     pub(super) fn stop(&mut self, out: &mut Out) {
+        self.pid = None;
         if let Some(job) = self.job.take() {
             out.push(Action::StopAgent(job));
         }
@@ -151,9 +156,82 @@ impl Need {
             since: now.mono.saturating_sub(self.failed.mono),
             actor: self.actors.first().copied(),
             agent: self.agent.clone(),
+            pid: self.pid,
             attempts: self.attempts,
             delayed: self.delayed,
             last_failure: self.last_failure,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fence::conf::DlmConf;
+
+    fn at(seconds: u64) -> Now {
+        Now {
+            mono: Duration::from_secs(seconds),
+            wall: 1000 + seconds,
+        }
+    }
+
+    fn need(conf: &str) -> Need {
+        let devices = DlmConf::parse(conf).unwrap().devices(NodeId(9));
+        Need::new(NodeId(9), at(0), [3, 1, 2].map(NodeId).to_vec(), devices)
+    }
+
+    fn agents(out: Out) -> Vec<String> {
+        let agent = |action| match action {
+            Action::RunAgent { agent, .. } => Some(agent),
+            _ => None,
+        };
+        out.0.into_iter().filter_map(agent).collect()
+    }
+
+    #[test]
+    fn the_lowest_that_saw_it_acts_and_who_fails_makes_room_until_all_have() {
+        let all = [1, 2, 3, 4].map(NodeId);
+        let mut need = need("fence_all /bin/false\n");
+        assert_eq!(need.actor(&all), Some(NodeId(1)));
+        need.strike(at(1), NodeId(1), 7, true);
+        assert_eq!(need.actor(&all), Some(NodeId(2)));
+        assert_eq!(need.status(at(5)).last_failure, Some((NodeId(1), 7)));
+        assert_eq!(need.status(at(5)).since, Duration::from_secs(5));
+        // Node 2 has gone; node 4 never saw it fail.
+        assert_eq!(need.actor(&[1, 3, 4].map(NodeId)), Some(NodeId(3)));
+        need.strike(at(9), NodeId(3), 7, true);
+        assert_eq!(need.actor(&all), Some(NodeId(1)), "they begin again");
+        assert_eq!(need.not_before, at(10).mono, "after a while");
+        for actor in [1, 2, 3].map(NodeId) {
+            need.strike(at(11), actor, 7, false);
+        }
+        assert_eq!(need.actor(&all), None);
+    }
+
+    #[test]
+    fn devices_are_tried_in_order_and_parallel_ones_must_all_succeed() {
+        let conf = "device a:1 /a1 ip=1\nconnect a:1 node=9\n\ndevice a:2 /a2 ip=2\nconnect a:2 node=9\n\n\
+                    device b /b ip=3\nconnect b node=9\n";
+        let mut need = need(conf);
+        let run = |need: &mut Need, job| {
+            let mut out = Out::default();
+            assert!(need.run(Job(job), &mut out));
+            agents(out)
+        };
+        assert_eq!(run(&mut need, 1), ["/a1"]);
+        need.pid = Some(77);
+        assert_eq!(need.status(at(1)).pid, Some(77));
+        assert_eq!(need.ended(0), Outcome::GoOn);
+        assert_eq!(need.status(at(1)).pid, None);
+        assert_eq!(run(&mut need, 2), ["/a2"]);
+        assert_eq!(need.ended(3), Outcome::GoOn);
+        assert_eq!(run(&mut need, 3), ["/b"]);
+        assert_eq!(need.ended(4), Outcome::Result(4));
+        assert_eq!(run(&mut need, 4), ["/a1"]);
+        assert_eq!(need.ended(0), Outcome::GoOn);
+        assert_eq!(run(&mut need, 5), ["/a2"]);
+        assert_eq!(need.ended(0), Outcome::Result(0));
+        assert_eq!(need.status(at(1)).attempts, 5);
     }
 }

@@ -22,6 +22,8 @@ type Ended = (Job, i32);
 pub(crate) struct Hands<M> {
     pub(crate) membership: M,
     agents: Agents<Job>,
+    /// Agents that nobody was told of yet, with their processes.
+    started: Vec<(Job, u32)>,
     /// Agents that have ended, and how.
     ended: (Sender<Ended>, Receiver<Ended>),
     /// Ends the wait for the membership service when an agent has ended.
@@ -33,6 +35,7 @@ impl<M: Membership> Hands<M> {
         Self {
             membership,
             agents: Agents::default(),
+            started: Vec::new(),
             ended: channel(),
             wake: None,
         }
@@ -76,8 +79,9 @@ impl<M: Membership> Hands<M> {
                         wake.wake();
                     }
                 };
-                if let Err(error) = self.agents.run(job, &agent, &input, done) {
-                    error!(node = node.0, "{error}");
+                match self.agents.run(job, &agent, &input, done) {
+                    Ok(pid) => self.started.push((job, pid)),
+                    Err(error) => error!(node = node.0, "{error}"),
                 }
             }
             Action::StopAgent(job) => self.agents.stop(job),
@@ -91,14 +95,15 @@ impl<M: Membership> Hands<M> {
         self.membership.poll(timeout)
     }
 
-    /// Agents that have ended.
-    pub(crate) fn ended(&mut self) -> Vec<Input> {
-        let ended: Vec<Ended> = self.ended.1.try_iter().collect();
-        let input = |(job, status)| {
+    /// Agents that run and agents that have ended, in this order.
+    pub(crate) fn agents(&mut self) -> Vec<Input> {
+        let started = self.started.drain(..);
+        let mut inputs: Vec<Input> = started.map(|(job, pid)| Input::AgentRuns { job, pid }).collect();
+        for (job, status) in self.ended.1.try_iter() {
             self.agents.ended(job);
-            Input::AgentDone { job, status }
-        };
-        ended.into_iter().map(input).collect()
+            inputs.push(Input::AgentDone { job, status });
+        }
+        inputs
     }
 }
 

@@ -27,6 +27,13 @@ pub enum Input {
     Member(MemberEvent),
     /// Time has passed; to come at least ten times in a token time.
     Tick,
+    /// A fence agent runs. What is shown of it, and nothing else, depends on this.
+    AgentRuns {
+        /// Which.
+        job: Job,
+        /// Its process.
+        pid: u32,
+    },
     /// A fence agent has ended, with its exit status; -1 when a signal ended it.
     AgentDone {
         /// Which.
@@ -120,6 +127,10 @@ impl Controld {
         self.safety.on_turn(now, self.daemon.is_stateful(), &mut out);
         let fatal = match input {
             Input::Tick => None,
+            Input::AgentRuns { job, pid } => {
+                self.daemon.on_agent_runs(job, pid);
+                None
+            }
             Input::AgentDone { job, status } => {
                 let (daemon, near) = self.near(now);
                 daemon.on_agent(&near, job, status, &mut out);
@@ -538,6 +549,7 @@ impl Controld {
         };
         Status {
             quorate: self.cluster.quorate,
+            now: now.mono,
             ring: self.cluster.ring,
             daemon_ring: self.daemon.ring,
             fencing_unknown: self.daemon.unknown,

@@ -65,6 +65,8 @@ pub struct FenceStatus {
     pub actor: Option<NodeId>,
     /// The agent that runs here, or ran last.
     pub agent: Option<String>,
+    /// The process of the agent that runs here.
+    pub pid: Option<u32>,
     /// How many agents were started here.
     pub attempts: u32,
     /// Is it waiting for nodes to come back by themselves first?
@@ -110,6 +112,8 @@ pub struct NodeStatus {
 pub struct Status {
     /// Quorate?
     pub quorate: bool,
+    /// When this was asked, on the clock of all times here ([`Now::mono`]); the wire backend's begins with the machine.
+    pub now: Duration,
     /// Ring of the quorum.
     pub ring: u64,
     /// Ring of the daemons' group.

@@ -446,3 +446,46 @@ fn hostile_messages_are_survived() {
         "{lost} lockspaces lost in {handled} steps"
     );
 }
+
+/// Without its tests, all that decides anything is free of sockets, files, clocks and threads.
+#[test]
+fn nothing_that_decides_touches_the_world() {
+    fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in folder.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, found);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    for folder in ["engine", "midcomms", "plock", "wire", "controld"] {
+        sources(&top.join(folder), &mut found);
+    }
+    // What drives it, and what only tests use.
+    let outside = ["tests.rs", "testing.rs", "driver.rs", "hands.rs"];
+    found.retain(|path| outside.iter().all(|name| !path.ends_with(name)));
+    assert!(found.len() > 30, "{found:?}");
+    for path in found {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for word in [
+            "std::net",
+            "std::fs",
+            "std::io",
+            "std::os",
+            "std::thread",
+            "std::process",
+            "std::sync",
+            "rustix",
+            "libloading",
+            "Instant",
+            "SystemTime",
+            "fastrand",
+        ] {
+            assert!(!text.contains(word), "{}: {word}", path.display());
+        }
+    }
+}

@@ -68,12 +68,12 @@ fn pid_of(child: &Child) -> Option<Pid> {
 }
 
 impl<K: Ord + Copy + Send + 'static> Agents<K> {
-    /// Starts an agent. `done` is called with its exit status from a thread of its own: 127 when it cannot be run at
-    /// all, -1 when a signal ended it.
+    /// Starts an agent; its process. `done` is called with its exit status from a thread of its own: 127 when it cannot
+    /// be run at all, -1 when a signal ended it.
     ///
     /// # Errors
     /// Why it cannot be run; `done` is called all the same.
-    pub fn run<F>(&mut self, key: K, agent: &str, input: &str, done: F) -> Result<(), String>
+    pub fn run<F>(&mut self, key: K, agent: &str, input: &str, done: F) -> Result<u32, String>
     where
         F: FnOnce(K, i32) + Send + 'static,
     {
@@ -86,12 +86,13 @@ impl<K: Ord + Copy + Send + 'static> Agents<K> {
                 ));
             }
         };
+        let pid = child.id();
         let running: Running = Arc::new(Mutex::new(Some(child)));
         self.running.insert(key, Arc::clone(&running));
         let named = thread::Builder::new().name("fence-agent".to_owned());
         let spawned = named.spawn(move || done(key, wait(&running)));
         spawned
-            .map(drop)
+            .map(|_detached| pid)
             .map_err(|error| format!("fence agent {agent}: no thread to wait for it: {error}"))
     }
 

@@ -8,6 +8,7 @@
 mod world;
 
 use dlm_client::NodeId;
+use dlm_client::controld::codec::{Body, Header, Message, PlockInfo, PlockKind, global_id};
 use world::{Fault, Setup, World};
 
 fn run(setup: Setup, seed: u64, steps: u32) -> World {
@@ -73,6 +74,49 @@ fn a_dead_node_is_fenced_before_the_others_go_on_and_can_come_back() {
     assert_eq!(world.fenced(), before + 1);
     world.heal();
     world.expect_running("fs", &[NodeId(1), NodeId(2), NodeId(3)]);
+}
+
+/// What a daemon sent before it died and came back is nothing to those who know the new one.
+#[test]
+fn a_message_of_another_life_of_its_daemon_is_dropped() {
+    let (one, two) = (NodeId(1), NodeId(2));
+    let mut world = World::new(Setup::nodes(2), 3);
+    world.boot_all();
+    world.heal();
+    let forged = |world: &World| {
+        let lines = world.plock_lines(one, "fs").into_iter();
+        let of = lines.filter(|line| line.starts_with("777777 WR 0-9 nodeid 2 pid 5 "));
+        of.count()
+    };
+    let lock = |life: u64| Message {
+        header: Header {
+            version: [3, 1, 1],
+            from: 2,
+            global_id: global_id("fs"),
+            stamp: life << 32,
+            ..Header::default()
+        },
+        body: Body::Plock(PlockInfo {
+            kind: PlockKind::Lock,
+            exclusive: true,
+            wait: false,
+            flags: 0,
+            pid: 5,
+            node: two,
+            result: 0,
+            lockspace: global_id("fs"),
+            number: 777_777,
+            start: 0,
+            end: 9,
+            owner: 1,
+        }),
+    };
+    // The lives of this world have the numbers 1 and 2.
+    world.forge(one, "fs", two, &lock(99));
+    assert_eq!(forged(&world), 0);
+    // The same without a stamp, as of a stock daemon, is obeyed.
+    world.forge(one, "fs", two, &lock(0));
+    assert_eq!(forged(&world), 1);
 }
 
 #[test]

@@ -138,6 +138,21 @@ impl World {
         self.nodes[&node].fatal.is_some()
     }
 
+    /// Brings a node a message of a lockspace that nobody in this cluster sent.
+    pub(crate) fn forge(&mut self, to: NodeId, space: &str, from: NodeId, message: &Message) {
+        let event = MemberEvent::Deliver {
+            group: Group::Lockspace(space.to_owned()),
+            from,
+            bytes: message.encode(),
+        };
+        self.step(to, Input::Member(event));
+    }
+
+    pub(crate) fn plock_lines(&self, node: NodeId, space: &str) -> Vec<String> {
+        let machine = self.nodes[&node].machine.as_ref().expect("it runs");
+        machine.plock_lines(space).expect("it is joined")
+    }
+
     fn note(&mut self, text: String) {
         self.trace.push(format!("{:?} {text}", self.now));
     }

@@ -18,7 +18,7 @@ const RECOVERY: f64 = 2.0 * (2.2 * TOKEN as f64 / 1000.0 + 2.0 + 2.0);
 
 type Scenario = (&'static str, fn());
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 9] = [
     (
         "bad_input_gets_one_line_that_says_what_to_do",
         bad_input_gets_one_line_that_says_what_to_do,
@@ -38,6 +38,10 @@ const SCENARIOS: [Scenario; 8] = [
     (
         "three_nodes_lose_one_in_every_way_and_go_on",
         three_nodes_lose_one_in_every_way_and_go_on,
+    ),
+    (
+        "five_nodes_lose_two_at_once_and_go_on",
+        five_nodes_lose_two_at_once_and_go_on,
     ),
     (
         "five_nodes_without_quorum_wait_until_it_is_back",
@@ -208,6 +212,40 @@ fn three_nodes_lose_one_in_every_way_and_go_on() {
         lab.tell(id, "quit");
         lab.wait_line(id, 0.0, "left", LONG);
     }
+    let grants = judge::judge(lab);
+    eprintln!("{grants} grants judged");
+    assert!(grants > 500, "only {grants} grants");
+}
+
+fn five_nodes_lose_two_at_once_and_go_on() {
+    let mut watch = start(5, false);
+    let lab = &mut watch.0;
+    let since = clock();
+    lab.signal(3, Some(&lab::ours()), Signal::KILL);
+    survive(lab, 3, since, "kill -9");
+    come_back(lab, 3);
+
+    let since = clock();
+    lab.signal(5, None, Signal::STOP);
+    lab.link(4, false);
+    let rest = [1, 2, 3];
+    let went_on = all_have(lab, &rest, &rest, since);
+    eprintln!(
+        "one frozen, one cut off: the others went on after {:.2} s",
+        went_on - since
+    );
+    for lost in [4, 5] {
+        let fenced = |(time, node): &(f64, u32)| *node == lost && *time >= since;
+        assert!(lab.fences().iter().any(fenced), "nobody fenced node {lost}");
+    }
+    let back = clock();
+    lab.link(4, true);
+    lab.link(5, true);
+    lab.signal(5, None, Signal::CONT);
+    for lost in [4, 5] {
+        lab.wait_line(lost, since, "fatal", LONG);
+    }
+    eprintln!("both know it after {:.2} s", clock() - back);
     let grants = judge::judge(lab);
     eprintln!("{grants} grants judged");
     assert!(grants > 500, "only {grants} grants");

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
 fn shared(device: &Arc<MemDevice>) -> Arc<dyn BlockDevice> {
     Arc::clone(device) as Arc<dyn BlockDevice>
@@ -245,6 +247,30 @@ fn space_of_orphans_comes_back_when_it_is_wanted() {
         filled > free + orphans / 2,
         "{filled} bytes fit, {free} were free and orphans had {orphans}"
     );
+    rig.unmount();
+    check(&device);
+}
+
+/// Goal: who finds no space just after an unlink waits until the inode has gone; one that is kept is waited for no longer
+/// than it is new.
+#[test]
+fn who_wants_space_waits_for_what_was_just_unlinked() {
+    let device = volume(64, 4096, 1);
+    let rig = mount_alone(&shared(&device));
+    let file = rig.create(rig.root(), "file").num.addr;
+    let inodes = &rig.fs.engine.inodes;
+    let long = Duration::from_secs(600);
+    let seen = inodes.evictions_ended();
+    assert!(!inodes.wait_forgotten(seen, long), "nothing is unlinked");
+    rig.fs.unlink(&ROOT_USER, rig.root(), b"file").unwrap();
+    // Not new any more.
+    thread::sleep(Duration::from_millis(2));
+    assert!(!inodes.wait_forgotten(seen, Duration::ZERO), "it is in use");
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| inodes.wait_forgotten(seen, long));
+        rig.fs.forget(file, 1);
+        assert!(waiter.join().unwrap());
+    });
     rig.unmount();
     check(&device);
 }

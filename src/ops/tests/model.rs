@@ -7,7 +7,7 @@ use super::rig::{ROOT_USER, Rig, check, mount_with, volume_with};
 use crate::error::{Errno, FsResult};
 use crate::glock::{GlockName, State};
 use crate::ops::types::{RenameMode, SeekWhat, SetAttr, XattrMode};
-use crate::ops::{Fs, FsOptions, Handle, OpenFlags, Relief};
+use crate::ops::{FileFlags, Fs, FsOptions, Handle, OpenFlags, Relief};
 use dlm_client::LocalDlm;
 use fastrand::Rng;
 use gfs2_format::BlockAddr;
@@ -500,6 +500,17 @@ impl World {
         self.nodes.get_mut(&id).unwrap().perm = perm;
     }
 
+    /// Has a file's data go through the log from now on, or past it.
+    fn change_way(&mut self) {
+        let Some(id) = self.some_file() else { return };
+        let rig = self.some_rig();
+        let addr = self.addr(rig, id);
+        let fs = &self.rigs[rig].fs;
+        let flags = fs.flags(addr).unwrap() ^ FileFlags::JOURNAL_DATA;
+        fs.set_flags(&ROOT_USER, addr, flags, FileFlags::all()).unwrap();
+        assert_eq!(fs.flags(addr).unwrap(), flags);
+    }
+
     fn xattr(&mut self) {
         let ids: Vec<Id> = self
             .dirs()
@@ -657,7 +668,8 @@ impl World {
             47..=62 => self.write(),
             63..=66 => self.truncate(),
             67..=74 => self.read(),
-            75..=76 => self.chmod(),
+            75 => self.chmod(),
+            76 => self.change_way(),
             77..=83 => self.xattr(),
             84..=88 => self.handles(),
             89..=93 => self.demote(),

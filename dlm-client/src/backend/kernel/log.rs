@@ -18,7 +18,7 @@ enum Line {
     Removed(NodeId),
     Slots { generation: u32, slots: Vec<Slot> },
     CutOff,
-    Done,
+    Done(Option<u32>),
     DaemonGone,
     Other,
 }
@@ -32,6 +32,8 @@ pub(super) enum News {
     Prepare,
     /// A recovery is over.
     Settled(Vec<Event>),
+    /// The slots are needed and not told.
+    NoSlots(&'static str),
     /// It can no longer be followed.
     Lost(String),
 }
@@ -42,18 +44,30 @@ pub(super) struct Follower {
     /// The begin of every line about it.
     prefix: String,
     us: NodeId,
+    need_slots: bool,
     joined: bool,
     recovering: bool,
     slots: Vec<Slot>,
     /// Printed in the recovery under way.
     next: Option<(u32, Vec<Slot>)>,
     cut_off: bool,
+    /// Why the slots are not known, if they are not.
+    untold: Option<&'static str>,
     removed: Vec<NodeId>,
     generation: u32,
+    /// Is there anything about it in the log?
+    heard_of: bool,
     /// The lock daemon ended in the middle of it all.
     deserted: bool,
 }
 
+const NO_ROOM: &str = "the kernel's log has no room for those of so many members; fewer members, or our own lock manager \
+                       instead of the kernel's";
+const NOT_SAID: &str = "the kernel's log tells of a recovery, but not of its slots";
+
+const FORGOTTEN: &str = "the kernel's log does not reach back to the lockspace's last recovery, so that nobody knows \
+                         whether one is under way: start this machine anew, or let another node join or leave the \
+                         lockspace, and try again";
 const DESERTED: &str = "dlm_controld is gone; its lockspaces stand still until this machine starts anew";
 
 /// The text of a record of /dev/kmsg, if the kernel itself wrote it.
@@ -101,17 +115,20 @@ fn slots(generation: u32, rest: &str) -> Option<Line> {
 }
 
 impl Follower {
-    pub(super) fn new(lockspace: &str, us: NodeId) -> Self {
+    pub(super) fn new(lockspace: &str, us: NodeId, need_slots: bool) -> Self {
         Self {
             prefix: format!("dlm: {}: ", escaped(lockspace)),
             us,
+            need_slots,
             joined: false,
             recovering: true,
             slots: Vec::new(),
             next: None,
             cut_off: false,
+            untold: None,
             removed: Vec::new(),
             generation: 0,
+            heard_of: false,
             deserted: false,
         }
     }
@@ -130,7 +147,7 @@ impl Follower {
         match words.as_slice() {
             ["joining", "the", "lockspace", ..] => Line::Joining,
             ["dlm_recover", seq] if seq.parse::<u64>().is_ok() => Line::Begin,
-            ["dlm_recover", _, "generation", _, "done:", ..] => Line::Done,
+            ["dlm_recover", _, "generation", generation, "done:", ..] => Line::Done(generation.parse().ok()),
             ["remove", "member", node, ..] => node
                 .parse()
                 .map_or(Line::Other, |node| Line::Removed(NodeId(node))),
@@ -150,7 +167,8 @@ impl Follower {
             Line::Joining => {
                 *self = Self {
                     prefix: std::mem::take(&mut self.prefix),
-                    ..Self::new("", self.us)
+                    heard_of: true,
+                    ..Self::new("", self.us, self.need_slots)
                 }
             }
             line => {
@@ -165,10 +183,13 @@ impl Follower {
         if self.deserted {
             return News::Lost(DESERTED.to_owned());
         }
-        if self.recovering || self.slots.is_empty() {
+        if !self.heard_of {
+            return News::Lost(FORGOTTEN.to_owned());
+        }
+        if self.recovering {
             // The recovery under way will say it.
-            (self.recovering, self.joined) = (true, false);
-            self.slots.clear();
+            self.joined = false;
+            (self.slots, self.untold) = (Vec::new(), None);
             return News::Nothing;
         }
         self.settle()
@@ -181,6 +202,7 @@ impl Follower {
     }
 
     fn take(&mut self, line: Line) -> News {
+        self.heard_of |= !matches!(line, Line::Other | Line::DaemonGone);
         match line {
             Line::Begin => {
                 self.next = None;
@@ -193,7 +215,7 @@ impl Follower {
             Line::Removed(node) => self.removed.push(node),
             Line::Slots { generation, slots } => self.next = Some((generation, slots)),
             Line::CutOff => self.cut_off = true,
-            Line::Done => return self.done(),
+            Line::Done(generation) => return self.done(generation),
             Line::DaemonGone => {
                 return News::Lost(DESERTED.to_owned());
             }
@@ -202,23 +224,32 @@ impl Follower {
         News::Nothing
     }
 
-    fn done(&mut self) -> News {
-        if self.cut_off {
-            return News::Lost("the kernel's log has no room for the slots of so many members".to_owned());
-        }
-        let Some((generation, slots)) = self.next.take() else {
-            return News::Lost("the kernel's log tells of a recovery, but not of its slots".to_owned());
-        };
+    fn done(&mut self, generation: Option<u32>) -> News {
         let mut events = Vec::new();
-        for node in self.removed.drain(..) {
-            let failed = self.slots.iter().find(|slot| slot.node == node).copied();
-            // A second time removed in one recovery, or before we came.
-            let Some(failed) = failed else { continue };
+        for node in std::mem::take(&mut self.removed) {
+            let known = self.slots.iter().find(|slot| slot.node == node).copied();
             self.slots.retain(|slot| slot.node != node);
+            // A second time removed in one recovery, or before we came, unless nobody has a slot that we know.
+            let untold = self.untold.map(|_| Slot { node, slot: 0 });
+            let Some(failed) = known.or(untold) else { continue };
             events.push(Event::RecoverSlot { failed });
         }
-        (self.generation, self.slots) = (generation, slots);
         self.recovering = false;
+        (self.slots, self.untold) = (Vec::new(), None);
+        match (self.next.take(), generation) {
+            (Some((generation, slots)), _) if !self.cut_off => {
+                (self.generation, self.slots) = (generation, slots);
+            }
+            (_, Some(generation)) => {
+                self.generation = generation;
+                self.untold = Some(if self.cut_off { NO_ROOM } else { NOT_SAID });
+            }
+            (_, None) => {
+                return News::Lost(
+                    "the kernel's log tells of the end of a recovery, but not of which".to_owned(),
+                );
+            }
+        }
         match self.settle() {
             News::Settled(done) => {
                 events.extend(done);
@@ -229,15 +260,22 @@ impl Follower {
     }
 
     fn settle(&mut self) -> News {
-        let Some(ours) = self.slots.iter().find(|slot| slot.node == self.us) else {
-            let us = self.us.0;
-            return News::Lost(format!(
-                "the kernel's log gives node {us} no slot, and we are node {us}"
-            ));
+        let our_slot = match self.untold {
+            Some(why) if self.need_slots => return News::NoSlots(why),
+            Some(_) => 0,
+            None => {
+                let Some(ours) = self.slots.iter().find(|slot| slot.node == self.us) else {
+                    let us = self.us.0;
+                    return News::Lost(format!(
+                        "the kernel's log gives node {us} no slot, and we are node {us}"
+                    ));
+                };
+                ours.slot
+            }
         };
         let done = Event::RecoverDone {
             slots: self.slots.clone(),
-            our_slot: ours.slot,
+            our_slot,
             generation: self.generation,
         };
         self.joined = true;
@@ -282,7 +320,7 @@ mod tests {
     ];
 
     fn joined() -> Follower {
-        let mut follower = Follower::new("foo", NodeId(2));
+        let mut follower = Follower::new("foo", NodeId(2), true);
         let both = [slot(1, 1), slot(2, 2)];
         assert_eq!(
             say(&mut follower, &JOIN),
@@ -323,8 +361,10 @@ mod tests {
 
     #[test]
     fn history_gives_the_last_membership_or_a_recovery_under_way() {
-        let mut follower = Follower::new("foo", NodeId(2));
-        assert_eq!(follower.begin(), News::Nothing);
+        let mut follower = Follower::new("foo", NodeId(2), true);
+        // A log that has been overwritten since: there is nothing that would end a wait.
+        follower.history(&record("dlm: bar: dlm_recover 1 generation 1 done: 1 ms"));
+        assert_eq!(follower.begin(), News::Lost(FORGOTTEN.to_owned()));
         let older = [
             "dlm: foo: dlm_recover 1",
             "dlm: foo: generation 1 slots 1 1:2",
@@ -337,14 +377,14 @@ mod tests {
             follower.begin(),
             News::Settled(vec![done(&[slot(1, 1), slot(2, 2)], 2, 2)])
         );
-        follower = Follower::new("foo", NodeId(2));
+        follower = Follower::new("foo", NodeId(2), true);
         for text in JOIN.iter().chain(&["dlm: foo: dlm_recover 3"]) {
             follower.history(&record(text));
         }
         assert_eq!(follower.begin(), News::Nothing);
         assert!(follower.recovering && !follower.joined);
         // The daemon of an earlier life, and that of this one.
-        follower = Follower::new("foo", NodeId(2));
+        follower = Follower::new("foo", NodeId(2), true);
         follower.history(&record("dlm: dlm user daemon left 1 lockspaces"));
         for text in JOIN {
             follower.history(&record(text));
@@ -383,19 +423,7 @@ mod tests {
                 "dlm: foo: dlm_recover 3 generation 9 done: 1 ms",
             ],
         );
-        assert!(matches!(&news[..], [News::Prepare, News::Lost(_)]), "{news:?}");
-        let mut follower = joined();
-        let many: String = (1..30).map(|n| format!(" {n}:{}", n + 100)).collect();
-        let line = format!("dlm: foo: generation 3 slots 40{}", &many[..126]);
-        let news = say(
-            &mut follower,
-            &[
-                "dlm: foo: dlm_recover 3",
-                &line,
-                "dlm: foo: dlm_recover 3 generation 9 done: 1 ms",
-            ],
-        );
-        assert!(matches!(&news[..], [News::Prepare, News::Lost(_)]), "{news:?}");
+        assert_eq!(news, [News::Prepare, News::NoSlots(NOT_SAID)]);
         let mut follower = joined();
         let news = say(
             &mut follower,
@@ -408,6 +436,58 @@ mod tests {
         assert!(matches!(&news[..], [News::Prepare, News::Lost(_)]), "{news:?}");
         let gone = "dlm: dlm user daemon left 1 lockspaces";
         assert!(matches!(say(&mut joined(), &[gone])[..], [News::Lost(_)]));
+    }
+
+    /// Many members, of which one goes, and then so many that all can be named.
+    #[test]
+    fn slots_that_are_not_told_are_left_out_or_the_end() {
+        let many: String = (1..30).map(|n| format!(" {n}:{}", n + 100)).collect();
+        let line = format!("dlm: foo: generation 3 slots 40{}", &many[..126]);
+        let crowd = [
+            "dlm: foo: dlm_recover 3",
+            &line,
+            "dlm: foo: dlm_recover 3 generation 9 done: 1 ms",
+        ];
+        assert_eq!(
+            say(&mut joined(), &crowd),
+            [News::Prepare, News::NoSlots(NO_ROOM)]
+        );
+        // The same, found when we come.
+        for (need, wanted) in [
+            (true, News::NoSlots(NO_ROOM)),
+            (false, News::Settled(vec![done(&[], 0, 9)])),
+        ] {
+            let mut follower = Follower::new("foo", NodeId(2), need);
+            for text in JOIN.iter().chain(&crowd) {
+                follower.history(&record(text));
+            }
+            assert_eq!(follower.begin(), wanted);
+        }
+
+        let mut follower = joined();
+        follower.need_slots = false;
+        let unknown = News::Settled(vec![done(&[], 0, 9)]);
+        assert_eq!(say(&mut follower, &crowd), [News::Prepare, unknown]);
+        let fewer = [
+            "dlm: foo: dlm_recover 5",
+            "dlm: foo: remove member 117",
+            "dlm: foo: dlm_recover 5 error -4",
+            "dlm: foo: dlm_recover 7",
+            "dlm: foo: generation 10 slots 2 1:1 2:2",
+            "dlm: foo: dlm_recover 7 generation 10 done: 1 ms",
+        ];
+        let both = [slot(1, 1), slot(2, 2)];
+        let gone = Event::RecoverSlot { failed: slot(0, 117) };
+        let news = News::Settled(vec![gone, done(&both, 2, 10)]);
+        assert_eq!(say(&mut follower, &fewer), [News::Prepare, news]);
+        let endless = [
+            "dlm: foo: dlm_recover 9",
+            "dlm: foo: dlm_recover 9 generation x done: 1 ms",
+        ];
+        assert!(matches!(
+            say(&mut follower, &endless)[..],
+            [News::Prepare, News::Lost(_)]
+        ));
     }
 
     #[test]

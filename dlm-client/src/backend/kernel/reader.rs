@@ -35,7 +35,7 @@ enum Record {
 
 /// Reads until the lockspace is left or lost.
 pub(super) fn run(shared: &Shared, device: &dyn Device) {
-    let follower = Follower::new(&shared.name, shared.us);
+    let follower = Follower::new(&shared.name, shared.us, shared.need_slots);
     let mut reader = Reader {
         shared,
         device,
@@ -64,7 +64,7 @@ impl Reader<'_> {
     fn history(&mut self) -> Result<(), String> {
         let mut buffer = vec![0; RECORD_MAX];
         for _ in 0..HISTORIES {
-            self.follower = Follower::new(&self.shared.name, self.shared.us);
+            self.follower = Follower::new(&self.shared.name, self.shared.us, self.shared.need_slots);
             let rewound = self.device.rewind_log();
             rewound.map_err(|e| format!("the kernel's log: {e}"))?;
             loop {
@@ -83,9 +83,13 @@ impl Reader<'_> {
 
     /// Acts on what the log says. The caller has the results that were read before.
     fn heard(&self, news: News) -> Result<(), String> {
+        if let News::NoSlots(why) = news {
+            self.shared.fatal(LockError::NoSlots(why.to_owned()));
+            return Ok(());
+        }
         let mut state = self.shared.books.lock();
         match news {
-            News::Nothing => {}
+            News::Nothing | News::NoSlots(_) => {}
             News::Prepare => {
                 state.settled = false;
                 self.send(&mut state, Event::RecoverPrep);

@@ -256,14 +256,22 @@ impl Host {
         lock: &crate::Plock,
         token: u64,
     ) -> Result<(), LockError> {
-        let space = self.spaces.get(&id).ok_or(LockError::Left)?;
+        let space = self
+            .spaces
+            .get(&id)
+            .filter(|s| !s.leaving)
+            .ok_or(LockError::Left)?;
         let actions = self.controld.plock(daemon_time(), &space.name, op, lock, token)?;
         self.carry_out(actions);
         Ok(())
     }
 
     pub(super) fn plock_cancel(&mut self, id: LockspaceId, token: u64) -> Result<(), LockError> {
-        let space = self.spaces.get(&id).ok_or(LockError::Left)?;
+        let space = self
+            .spaces
+            .get(&id)
+            .filter(|s| !s.leaving)
+            .ok_or(LockError::Left)?;
         let actions = self.controld.plock_cancel(daemon_time(), &space.name, token)?;
         self.carry_out(actions);
         Ok(())

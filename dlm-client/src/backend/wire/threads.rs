@@ -106,7 +106,7 @@ impl<M: Membership> MembershipThread<M> {
                 }
                 self.input(Input::Member(event));
             }
-            for input in self.hands.ended() {
+            for input in self.hands.agents() {
                 self.input(input);
             }
             if self.ticked.elapsed() >= self.tick {

@@ -146,6 +146,14 @@ impl Daemon {
         }
     }
 
+    /// The process of a fence agent, to be shown.
+    pub(in crate::controld) fn on_agent_runs(&mut self, job: Job, pid: u32) {
+        let need = self.nodes.values_mut().filter_map(|node| node.need.as_mut());
+        if let Some(need) = need.into_iter().find(|need| need.job() == Some(job)) {
+            need.pid = Some(pid);
+        }
+    }
+
     /// Goes as far as it can be gone.
     pub(in crate::controld) fn advance(&mut self, near: &Near<'_>, out: &mut Out) {
         self.negotiate(out);

@@ -1,5 +1,4 @@
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -9,8 +8,12 @@ use super::*;
 /// A fake agent: a script that writes down what it reads.
 fn agent(folder: &Path, name: &str, script: &str) -> String {
     let path = folder.join(name);
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let text = folder.join(format!("{name}.text"));
+    fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // By a process of its own: what is open for writing, in a child that another test starts just now, cannot be run.
+    let mut install = std::process::Command::new("install");
+    install.args(["-m", "755"]).args([&text, &path]);
+    assert!(install.status().unwrap().success());
     path.to_str().unwrap().to_owned()
 }
 

@@ -232,6 +232,11 @@ extern "C" fn on_shutdown(_: u64, flags: c_int) {
     }
 }
 
+/// What the loader said: it names the library or the call, and the error itself only what was tried.
+fn said(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// A library and the prefix of its calls.
 #[derive(Debug)]
 struct Lib(Library);
@@ -240,7 +245,7 @@ impl Lib {
     fn open(name: &str) -> Result<Self, String> {
         // SAFETY: corosync's client libraries have no constructors that could hurt, and are never closed while used.
         let library = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) };
-        library.map(Self).map_err(|error| error.to_string())
+        library.map(Self).map_err(|error| said(&error))
     }
 
     /// A call of the library.
@@ -249,7 +254,7 @@ impl Lib {
     /// `T` must be the type of the function, as its header says.
     unsafe fn call<T>(&self, name: &str) -> Result<Symbol<T>, String> {
         // SAFETY: the caller vouches for the type.
-        unsafe { self.0.get::<T>(name.as_bytes()) }.map_err(|error| error.to_string())
+        unsafe { self.0.get::<T>(name.as_bytes()) }.map_err(|error| said(&error))
     }
 }
 
@@ -297,13 +302,14 @@ pub(super) enum Service {
     Cfg,
 }
 
+/// The libraries of corosync 3 for cpg, quorum, cfg and cmap.
+pub(super) const LIBRARIES: [&str; 4] = ["libcpg.so.4", "libquorum.so.5", "libcfg.so.7", "libcmap.so.4"];
+
 impl Calls {
-    /// Loads the libraries.
-    pub(super) fn load() -> Result<Self, String> {
-        let cpg = Lib::open("libcpg.so.4")?;
-        let quorum = Lib::open("libquorum.so.5")?;
-        let cfg = Lib::open("libcfg.so.7")?;
-        let cmap = Lib::open("libcmap.so.4")?;
+    /// Loads the libraries: [`LIBRARIES`].
+    pub(super) fn load(names: [&str; 4]) -> Result<Self, String> {
+        let [cpg, quorum, cfg, cmap] = names.map(Lib::open);
+        let (cpg, quorum, cfg, cmap) = (cpg?, quorum?, cfg?, cmap?);
         // SAFETY: the types of the fields are those of cpg.h, quorum.h, cfg.h and cmap.h of corosync 3, whose
         // libraries have these version numbers; handles are u64, enums are int.
         unsafe {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use self::ffi::{Calls, OK, Raw, Service, TRY_AGAIN};
+use self::ffi::{Calls, LIBRARIES, OK, Raw, Service, TRY_AGAIN};
 use super::{ClusterConfig, Group, MemberEvent, Membership, MembershipError, NodeInfo, Reason, RingId};
 use crate::NodeId;
 use crate::wake::Wake;
@@ -86,12 +86,16 @@ impl CorosyncMembership {
     /// # Errors
     /// Libraries that are not installed, a corosync that does not run, or a configuration it has no node id for.
     pub fn connect() -> Result<Self, MembershipError> {
+        Self::connect_with(LIBRARIES)
+    }
+
+    fn connect_with(libraries: [&str; 4]) -> Result<Self, MembershipError> {
         let unavailable = |reason: String, advice| MembershipError::Unavailable {
             service: "corosync".to_owned(),
             reason,
             advice,
         };
-        let calls = Calls::load().map_err(|reason| {
+        let calls = Calls::load(libraries).map_err(|reason| {
             unavailable(
                 reason,
                 "install corosync with its libraries libcpg4, libquorum5, libcfg7, libcmap4",
@@ -505,6 +509,27 @@ mod tests {
                  nodeid and start corosync anew"
             );
         }
+    }
+
+    /// One program for hosts with corosync and hosts without: it is not linked to it, and where it is asked for and missing
+    /// one line says so.
+    #[test]
+    fn a_host_without_corosync_is_told_what_to_install() {
+        let mapped = || std::fs::read_to_string("/proc/self/maps").expect("our own maps");
+        assert!(!LIBRARIES.iter().any(|name| mapped().contains(name)), "linked");
+        let mut libraries = LIBRARIES;
+        libraries[0] = "libcpg.so.nosuch";
+        let line = CorosyncMembership::connect_with(libraries)
+            .expect_err("no such library")
+            .to_string();
+        assert!(
+            line.starts_with("corosync is not available: libcpg.so.nosuch: ")
+                && line.ends_with(
+                    "; install corosync with its libraries libcpg4, libquorum5, libcfg7, libcmap4"
+                ),
+            "{line}"
+        );
+        assert_eq!(line.lines().count(), 1, "{line}");
     }
 
     #[test]
