@@ -321,7 +321,11 @@ impl Journal {
                 let made = self.make_room(cost, FlushReason::Reserve);
                 state = lock(&self.state);
                 if let Err(error) = made {
-                    break Err(error);
+                    // Who finds the node withdrawn is told the same, whether he worked or slept when it happened.
+                    break Err(match error {
+                        FsError::Withdrawn(_) => FsError::Posix(Errno::EROFS),
+                        other => other,
+                    });
                 }
                 if state.fits(cost, &self.costs, self.ring) {
                     break Ok(());
