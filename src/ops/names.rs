@@ -152,8 +152,9 @@ impl Fs {
             if inode.kind() != FileType::Symlink {
                 return Err(Errno::EINVAL.into());
             }
+            // The kernel keeps symlinks in its page cache, the page locked while it waits for us.
             let (target, dinode) = {
-                let locked = engine.shared(&inode)?;
+                let locked = engine.shared_pages(&inode)?;
                 let target = tree::stuffed(locked.block(), ino, engine.geometry())?.to_vec();
                 (target, *locked.dinode())
             };

@@ -7,6 +7,7 @@ mod flags;
 mod memory;
 mod model;
 mod ordered;
+mod pages;
 mod rig;
 mod space;
 mod threads;
