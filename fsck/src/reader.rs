@@ -19,7 +19,7 @@ const HELPERS: usize = 2;
 /// Lists of up to so many blocks are read without helpers.
 const SHORT: usize = 32;
 /// Neighbours are read together across a gap of up to so many bytes.
-const GAP: u64 = 16 << 10;
+const GAP: u64 = 8 << 10;
 /// Bytes of a joined read.
 const RUN: u64 = 256 << 10;
 

@@ -1,15 +1,17 @@
 //! Resource groups of which neither an entry of the index nor a neighbour's header tells: found between the others.
 //!
-//! First by their headers; what is still open then must have been laid out as mkfs does, filling the space between two
-//! groups. Invariant: a group is made up only where something says that one is missing (an entry that is none, or
-//! the total of data blocks), never only because there is room.
+//! First by their headers, then by what else is left of them; what is still open then must have been laid out as mkfs
+//! does, filling the space between two groups. Invariant: a group is made up only where something says that one is missing
+//! (an entry that is none, or the total of data blocks), never only because there is room, and never where its blocks
+//! hold other metadata.
 
+use crate::pass::remains::{self, Found};
 use crate::pass::rgrps::overlap;
 use crate::reader::Reader;
 use crate::scan;
 use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::device::BlockDevice;
-use gfs2_format::ondisk::{MetaHeader, MetaType, RindexEntry};
+use gfs2_format::ondisk::{MetaHeader, MetaType};
 use gfs2_format::{BlockAddr, Geometry};
 use std::collections::BTreeMap;
 
@@ -17,13 +19,13 @@ use std::collections::BTreeMap;
 const GAP_MIN: u64 = 64;
 
 /// Fills the gaps between the known groups; answers where it found groups. `total`: data blocks of all groups, if
-/// that is known. `must`: entries of the index are known to be lost.
+/// that is known. `bad`: entries of the index that are known to be lost.
 pub(crate) fn fill(
     device: &dyn BlockDevice,
     geometry: &Geometry,
     known: &mut BTreeMap<BlockAddr, RgrpLayout>,
     total: Option<u64>,
-    must: bool,
+    bad: usize,
 ) -> Vec<BlockAddr> {
     let mut lost = Vec::new();
     for (from, end) in gaps(geometry, known) {
@@ -34,15 +36,53 @@ pub(crate) fn fill(
             }
         }
     }
-    let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
-    let open = total.map(|total| total.saturating_sub(sum));
-    if open != Some(0) {
-        for layout in chosen(geometry, known, open, must) {
+    let open = |known: &BTreeMap<BlockAddr, RgrpLayout>| {
+        let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
+        total.map(|total| total.saturating_sub(sum))
+    };
+    if open(known) != Some(0) && (open(known).is_some() || bad > lost.len() || known.is_empty()) {
+        let left = gaps(geometry, known).into_iter();
+        let found = left.flat_map(|(from, end)| remains::groups(device, geometry, from, end));
+        for layout in sized(geometry, found.collect(), open(known)) {
             lost.push(layout.addr());
             known.insert(layout.addr(), layout);
         }
     }
+    if open(known) != Some(0) {
+        let mut reader = Reader::new(device, geometry);
+        let must = bad > lost.len();
+        let made_up = chosen(geometry, known, open(known), must);
+        let taken = made_up
+            .iter()
+            .flat_map(RgrpLayout::slices)
+            .any(|slice| remains::is_taken(&mut reader, slice.block));
+        if !taken {
+            for layout in made_up {
+                lost.push(layout.addr());
+                known.insert(layout.addr(), layout);
+            }
+        }
+    }
     lost
+}
+
+/// Of these groups one may be smaller than there is room for: then it is as large as the rest of the total.
+fn sized(geometry: &Geometry, found: Vec<Found>, open: Option<u64>) -> Vec<RgrpLayout> {
+    let sum = |found: &[Found], is_largest| -> u64 {
+        let some = found.iter().filter(|found| found.is_largest == is_largest);
+        some.map(|found| u64::from(found.layout.data())).sum()
+    };
+    let one = found.iter().filter(|found| found.is_largest).count() == 1;
+    let rest = open.and_then(|open| open.checked_sub(sum(&found, false)));
+    let rest = rest.filter(|rest| one && *rest <= sum(&found, true));
+    let exact = |found: Found| {
+        let (addr, length) = (found.layout.addr().get(), u64::from(found.layout.length()));
+        let exact = rest.filter(|_| found.is_largest);
+        exact
+            .and_then(|data| remains::layout(geometry, addr, length, data))
+            .unwrap_or(found.layout)
+    };
+    found.into_iter().map(exact).collect()
 }
 
 /// The group that a neighbour's header promises at block `at`, which is no header any more: as long as the bitmap
@@ -103,9 +143,9 @@ fn chosen(
             return inside;
         }
         let behind = layouts(&tail, span);
-        let exact = tail
-            .first()
-            .and_then(|(from, end)| layout_of_data(geometry, *from, *end, rest));
+        // That the total is what one group makes of it says nothing where nothing else is known.
+        let exact = tail.first().filter(|_| last.is_some());
+        let exact = exact.and_then(|(from, end)| layout_of_data(geometry, *from, *end, rest));
         for behind in [Some(behind), exact.map(|layout| vec![layout])]
             .into_iter()
             .flatten()
@@ -180,17 +220,7 @@ fn layout_of_span(geometry: &Geometry, addr: u64, span: u64) -> Option<RgrpLayou
         }
         length = length.checked_add(1)?;
     };
-    let data = u32::try_from(data).ok()?;
-    let entry = RindexEntry {
-        addr: addr.into(),
-        length: u32::try_from(length).ok()?.into(),
-        pad: 0.into(),
-        data0: addr.checked_add(length)?.into(),
-        data: data.into(),
-        bitbytes: (data / 4).into(),
-        reserved: [0; 64],
-    };
-    RgrpLayout::check(&entry, BlockAddr::new(addr), geometry).ok()
+    remains::layout(geometry, addr, length, data)
 }
 
 /// The group at block `from` with so many data blocks, if it ends before `end`.

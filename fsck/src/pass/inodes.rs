@@ -7,7 +7,7 @@
 use crate::check::{Check, Claim, Role, Step};
 use crate::observed::Code;
 use crate::pass::shape::{self, Truth};
-use crate::pass::tree::pointers;
+use crate::pass::tree::each_pointer;
 use crate::problem::{Kind, Problem};
 use crate::reader::Reader;
 use crate::report::Stage;
@@ -265,7 +265,7 @@ impl Check<'_> {
                     self.inodes.spoil(inode);
                     return self.error(Kind::IndirectType, Some(inode), task.block, &e);
                 }
-                let below_it = pointers(bytes, META_HEADER_SIZE);
+                let below_it = (bytes, META_HEADER_SIZE, usize::MAX);
                 return self.follow(walk, (task.owner, task.block), below_it, below, start);
             }
             What::Beyond(at, place) => return self.beyond(walk, task, at, place, bytes),
@@ -304,13 +304,13 @@ impl Check<'_> {
         }
     }
 
-    /// Claims what a dinode or indirect block of an inode points to; `below`: levels below that block; `start`: which
-    /// pointer of its level is its first.
+    /// Claims what a dinode or indirect block of an inode points to, from a byte of it on and so many pointers at most;
+    /// `below`: levels below that block; `start`: which pointer of its level is its first.
     fn follow(
         &mut self,
         walk: &mut Walk,
         (owner, at): (usize, BlockAddr),
-        pointers: impl Iterator<Item = u64>,
+        (bytes, from, count): (&[u8], usize, usize),
         below: u16,
         start: u64,
     ) {
@@ -323,13 +323,13 @@ impl Check<'_> {
             _ => Role::Indirect,
         };
         let table = active.table.filter(|_| below == 1).unwrap_or(u64::MAX);
-        for (n, raw) in (0u64..).zip(pointers).filter(|(_, raw)| *raw != 0) {
+        each_pointer(bytes, from, count, |n, raw| {
             let place = start.saturating_add(n);
             let block = BlockAddr::new(raw);
             if place >= table && self.observed.locate(block).is_some() {
                 let what = What::Beyond(at, n);
                 walk.stack.push(Task { block, owner, what });
-                continue;
+                return;
             }
             let claim = self.claim(active.addr, role, raw, at);
             if claim == Claim::Nowhere {
@@ -341,7 +341,7 @@ impl Check<'_> {
                 let what = What::Indirect(below - 1, place.saturating_mul(self.geometry.inptrs()));
                 walk.stack.push(Task { block, owner, what });
             }
-        }
+        });
     }
 
     /// Has the inode's shape to be looked into before it is believed?
@@ -433,7 +433,7 @@ impl Check<'_> {
         });
         let height = di.height.get();
         if height > 0 {
-            let top = pointers(bytes, DINODE_SIZE).take(self.geometry.diptrs() as usize);
+            let top = (bytes, DINODE_SIZE, self.geometry.diptrs() as usize);
             self.follow(walk, (owner, addr), top, height, 0);
         }
         let eattr = di.eattr.get();

@@ -10,6 +10,7 @@ pub(crate) mod inodes;
 pub(crate) mod journals;
 pub(crate) mod leaves;
 pub(crate) mod naming;
+pub(crate) mod remains;
 pub(crate) mod rgrps;
 pub(crate) mod shape;
 pub(crate) mod system;

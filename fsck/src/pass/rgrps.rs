@@ -151,8 +151,8 @@ impl Check<'_> {
         let mut lost = self.lost_groups(reader, &mut known);
         let sum: u64 = known.values().map(|layout| u64::from(layout.data())).sum();
         if !readable || !rest.is_empty() || bad > lost.len() || total.is_some_and(|total| total > sum) {
-            let must = bad > lost.len();
-            lost.extend(gaps::fill(self.device, &self.geometry, &mut known, total, must));
+            let bad = bad.saturating_sub(lost.len());
+            lost.extend(gaps::fill(self.device, &self.geometry, &mut known, total, bad));
         }
         if !readable && total.is_none() {
             for (skip, layout) in self.skips(reader, &known) {

@@ -14,6 +14,31 @@ pub(crate) fn pointers(bytes: &[u8], from: usize) -> impl Iterator<Item = u64> +
     words.iter().map(|word| u64::from_be_bytes(*word))
 }
 
+/// Pointers looked at together where most are zero.
+const TOGETHER: usize = 16;
+
+/// Shows the first `count` pointers in `bytes` from byte `from` on that are not zero, each with its place.
+pub(crate) fn each_pointer(bytes: &[u8], from: usize, count: usize, mut show: impl FnMut(u64, u64)) {
+    let (words, _) = bytes.get(from..).unwrap_or_default().as_chunks::<8>();
+    let words = words.get(..count.min(words.len())).unwrap_or_default();
+    let (groups, rest) = words.as_chunks::<TOGETHER>();
+    let mut each = |from: usize, some: &[[u8; 8]]| {
+        for (place, word) in (from as u64..).zip(some) {
+            let raw = u64::from_be_bytes(*word);
+            if raw != 0 {
+                show(place, raw);
+            }
+        }
+    };
+    for (n, some) in groups.iter().enumerate() {
+        // Most blocks are mostly empty: what is zero is passed over without a look at each.
+        if some.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) != 0 {
+            each(n.saturating_mul(TOGETHER), some);
+        }
+    }
+    each(groups.len().saturating_mul(TOGETHER), rest);
+}
+
 /// The first `count` blocks of the file; `None` for holes and for what cannot be followed.
 pub(crate) fn list_blocks(
     reader: &mut Reader<'_>,
@@ -88,4 +113,29 @@ pub(crate) fn leaf_pointers(
         );
     });
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever the pointers are and however many: the same as one after the other.
+    #[test]
+    fn each_pointer_is_shown_with_its_place() {
+        for len in [0, 7, 8, 24, 24 + 15 * 8, 24 + 16 * 8, 24 + 17 * 8, 4096, 4099] {
+            for step in [1, 2, 15, 16, 17, 100] {
+                for count in [0, 1, 15, 16, 17, 483, usize::MAX] {
+                    let mut bytes = vec![0; len];
+                    for (n, word) in bytes.chunks_exact_mut(8).enumerate().step_by(step) {
+                        word.copy_from_slice(&(n as u64 + 1).to_be_bytes());
+                    }
+                    let all = (0u64..).zip(pointers(&bytes, 24)).take(count);
+                    let wanted: Vec<(u64, u64)> = all.filter(|(_, raw)| *raw != 0).collect();
+                    let mut shown = Vec::new();
+                    each_pointer(&bytes, 24, count, |place, raw| shown.push((place, raw)));
+                    assert_eq!(shown, wanted, "{len} {step} {count}");
+                }
+            }
+        }
+    }
 }
