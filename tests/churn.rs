@@ -4,7 +4,8 @@
 //! writes follows from inode number and place, so whoever reads may find that byte or zero and nothing else. Afterwards
 //! link counts, both checkers, and everything again from the disk.
 //!
-//! `CHURN_OPS=n` makes each process do so many operations, `CHURN_SEED=n` chooses other ones.
+//! `CHURN_OPS=n` makes each process do so many operations, `CHURN_SEED=n` chooses other ones (and takes other locks
+//! away), `CHURN_OPTIONS=text` adds mount options.
 
 mod ours;
 mod support;
@@ -359,7 +360,10 @@ fn crowd_on(options: &str, environment: &[(&str, &str)], ops: u64) {
     let dir = support::scratch("churn");
     let image = sparse(&dir.path().join("volume.img"), 512 << 20);
     mkfs(&image, &["-p", "lock_nolock"]);
-    let mount = Mount::try_new_in(&image, options, environment).expect("a mount");
+    let more = std::env::var("CHURN_OPTIONS").unwrap_or_default();
+    let options = [options, &more].map(|text| text.trim_matches(','));
+    let options = options.join(",").trim_matches(',').to_owned();
+    let mount = Mount::try_new_in(&image, &options, environment).expect("a mount");
     let (root, striped) = (mount.join("tree"), mount.join("striped"));
     fs::create_dir(&root).expect("a folder");
     let ops = number("CHURN_OPS").unwrap_or(ops);
@@ -400,7 +404,8 @@ fn a_crowd_while_the_kernel_keeps_writes_back() {
 
 #[test]
 fn a_crowd_while_locks_are_taken_away() {
-    crowd_on("", &[("FUSE_GFS2_REHEARSE", "21")], OPS_REHEARSED);
+    let seed = number("CHURN_SEED").unwrap_or(21).to_string();
+    crowd_on("", &[("FUSE_GFS2_REHEARSE", &seed)], OPS_REHEARSED);
 }
 
 /// Goal: what is written around the page cache and what is written through it meet in the file, whoever comes first.

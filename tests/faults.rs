@@ -212,7 +212,8 @@ fn after(node: Node, device: &FaultDevice<MemDevice>, what: &str) {
     let withdrawn = node.cache.health().is_withdrawn();
     if withdrawn {
         let before = device.counts();
-        assert!(node.fs.statfs().is_ok() || node.fs.statfs().is_err());
+        // Figures may still be known: that it answers is all that is asked of it.
+        let _answered = node.fs.statfs();
         let refused = node.fs.mkdir(&ROOT, node.root(), b"late", 0o755, 0);
         assert!(refused.is_err(), "{what}: a change after a withdraw");
         assert!(

@@ -123,6 +123,15 @@ fn a_daemon_killed_under_load_leaves_errors_and_what_was_synced() {
     }
 }
 
+/// Tells others to stop, whatever ends it.
+struct Stops<'a>(&'a AtomicUsize);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(1, Ordering::Relaxed);
+    }
+}
+
 /// Goal: `umount` of a mount that many use is refused and harms nobody; when it is lazy it ends with the last of them.
 #[test]
 fn unmounting_under_the_load_of_many_is_refused_and_lazily_comes_to_its_end() {
@@ -144,9 +153,17 @@ fn unmounting_under_the_load_of_many_is_refused_and_lazily_comes_to_its_end() {
                 }
             });
         }
+        // Whatever fails here, the writers end.
+        let _stops = Stops(&stop);
         let go_on = || {
             let until = done.load(Ordering::Relaxed) + 3 * WRITERS;
+            let end = std::time::Instant::now() + Duration::from_secs(60);
             while done.load(Ordering::Relaxed) < until {
+                let written = done.load(Ordering::Relaxed);
+                assert!(
+                    std::time::Instant::now() < end,
+                    "the writers stand still: {written} of {until} writes"
+                );
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
@@ -159,7 +176,6 @@ fn unmounting_under_the_load_of_many_is_refused_and_lazily_comes_to_its_end() {
         }
         Host::new("umount").arg("-l").arg(&root).check();
         go_on();
-        stop.store(1, Ordering::Relaxed);
     });
     let end = std::time::Instant::now() + Duration::from_secs(60);
     while Path::new(&format!("/proc/{pid}/exe")).exists() {

@@ -8,7 +8,7 @@ mod ours;
 use fastrand::Rng;
 use ours::Mount;
 use ours::watch::watched;
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, XattrFlags, fadvise, getxattr, setxattr};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -188,16 +188,7 @@ fn locks_go(transport: &str) {
         });
         let root = mount.path();
         mount.unmount();
-        let check = Command::new("fsck.gfs2")
-            .arg("-n")
-            .arg(&image)
-            .output()
-            .expect("fsck.gfs2");
-        assert!(
-            check.status.success(),
-            "seed {seed}: {}",
-            String::from_utf8_lossy(&check.stdout)
-        );
+        assert_fsck_clean(&image);
         let mount = Mount::new(&image, "ro");
         for worker in workers {
             let worker = worker.expect("a worker");
@@ -210,4 +201,69 @@ fn locks_go(transport: &str) {
         }
         mount.unmount();
     }
+}
+
+#[track_caller]
+fn assert_fsck_clean(image: &Path) {
+    let check = Command::new("fsck.gfs2")
+        .arg("-n")
+        .arg(image)
+        .output()
+        .expect("fsck.gfs2");
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(check.status.success(), "{said}");
+}
+
+/// Threads that ask at a time: more than the daemon once had to answer with.
+const CROWD: usize = 320;
+/// How often each of them asks.
+const QUESTIONS: usize = 40;
+
+/// Whoever takes the lock away waits for the file's dirty pages, and these for a thread of the daemon: there must be one,
+/// whatever the others wait for.
+#[test]
+fn a_lock_goes_however_many_wait_for_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = folder.path().join("image");
+    File::create(&image)
+        .and_then(|f| f.set_len(256 << 20))
+        .expect("an image");
+    ours::mkfs(&image, &["-p", "lock_nolock"]);
+    let rehearsed = [("FUSE_GFS2_REHEARSE", "77")];
+    let mount = Mount::try_new_in(&image, "writeback_cache,no_io_uring", &rehearsed).expect("a mount");
+    let path = mount.join("file");
+    let file = File::create(&path).expect("a file");
+    setxattr(&path, "user.name", b"value", XattrFlags::empty()).expect("an xattr");
+    let stop = AtomicBool::new(false);
+    let passes = watched(&mount, PATIENCE, || {
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let mut passes = 0u8;
+                while !stop.load(Ordering::Relaxed) {
+                    passes = passes.wrapping_add(1).max(1);
+                    for page in 0..64 {
+                        file.write_all_at(&[passes; 4096], page * 4096).expect("a write");
+                    }
+                }
+                passes
+            });
+            let ask = || {
+                let mut value = [0; 16];
+                for _ in 0..QUESTIONS {
+                    let len = getxattr(&path, "user.name", &mut value[..]).expect("the xattr");
+                    assert_eq!(&value[..len], b"value");
+                }
+            };
+            let crowd: Vec<_> = (0..CROWD).map(|_| scope.spawn(ask)).collect();
+            let asked: Vec<_> = crowd.into_iter().map(|thread| thread.join()).collect();
+            stop.store(true, Ordering::Relaxed);
+            assert!(asked.iter().all(Result::is_ok), "somebody was not answered");
+            writing.join().expect("the writer")
+        })
+    });
+    let bytes = fs::read(&path).expect("the file");
+    assert!(bytes.len() == 64 * 4096 && bytes.iter().all(|b| *b == passes));
+    drop(file);
+    mount.unmount();
+    assert_fsck_clean(&image);
 }

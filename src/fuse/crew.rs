@@ -24,6 +24,7 @@ use super::request::{Op, Request, WRITE_HEAD, decode};
 use crate::error::Errno;
 use crate::sleep::{self, Moment};
 use gfs2_format::device::AlignedBuf;
+use memmap2::MmapMut;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,9 +32,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Bound of threads, and so of requests that wait at a time. Each has a buffer of [`MAX_IO`] bytes for what it reads
-/// from the kernel, and one as large as its largest READ.
-pub(super) const THREADS_MAX: usize = 256;
+/// Bound of threads, and so of requests that wait at a time: more than there are threads of programs to make them. For
+/// requests that all wait for one lock may keep from us the WRITE that a demote of that lock waits for, and FUSE_INTERRUPT.
+/// Each has a buffer of [`MAX_IO`] bytes for what it reads from the kernel, of which it takes in memory what was read,
+/// and one as large as its largest READ.
+const THREADS_MAX: usize = 16_384;
 /// Threads without work that are kept for the next burst.
 const PARKED_MAX: usize = 8;
 /// Threads that read at a time at most, when requests wait for the device.
@@ -61,6 +64,8 @@ struct State {
     /// The first error that ended it otherwise than by unmounting.
     failed: Option<io::Error>,
     watch_sleeps: bool,
+    /// There were as many threads as there may be.
+    bounded: bool,
 }
 
 /// Whether requests come while a thread waits for a read of the device.
@@ -118,7 +123,8 @@ pub(super) struct Crew {
 struct Worker {
     crew: Arc<Crew>,
     slot: Arc<Slot>,
-    buffer: AlignedBuf,
+    /// Of pages that take no memory before they are used: most requests are short, and threads can be many.
+    buffer: MmapMut,
     read: AlignedBuf,
     names: Vec<u8>,
 }
@@ -189,14 +195,20 @@ impl Crew {
             return Ok(());
         }
         if state.running >= THREADS_MAX {
+            if !std::mem::replace(&mut state.bounded, true) {
+                tracing::error!(
+                    "{THREADS_MAX} requests wait: no more are read until one of them is answered"
+                );
+            }
             return Ok(());
         }
+        let buffer = MmapMut::map_anon(PAYLOAD + MAX_IO as usize)?;
         let crew = Arc::clone(self);
         // Before it runs: it may have read something before we are back.
         self.readers.fetch_add(1, Ordering::SeqCst);
         let spawned = std::thread::Builder::new()
             .name(format!("gfs2-req-{}", state.running))
-            .spawn(move || Worker::new(crew).run());
+            .spawn(move || Worker::new(crew, buffer).run());
         if let Err(error) = spawned {
             self.readers.fetch_sub(1, Ordering::SeqCst);
             return Err(error);
@@ -335,12 +347,12 @@ impl Crew {
 }
 
 impl Worker {
-    fn new(crew: Arc<Crew>) -> Self {
+    fn new(crew: Arc<Crew>, buffer: MmapMut) -> Self {
         let slot = crew.desk.slot();
         Self {
             crew,
             slot,
-            buffer: AlignedBuf::zeroed(PAYLOAD + MAX_IO as usize),
+            buffer,
             read: AlignedBuf::zeroed(0),
             names: Vec::new(),
         }

@@ -6,14 +6,14 @@
 //! than most requests do. The kernel gives a request to the entry that was used last.
 //!
 //! Invariants: a thread that sleeps (before a lock, a device) keeps its own entry and nothing else, the others of its
-//! queue go on being used. All entries are there from the beginning, as many as the crew of the device may have threads:
+//! queue go on being used. All entries are there from the beginning:
 //! one made later would not be given what waits already, for the kernel looks at a queue only when an entry has answered
 //! (and it has no way to take an entry back). It begins at the first entry of the last queue: until the others are there,
 //! the mount is not attached to anything, and nobody asks. An entry has 1 MiB of address space for payload, of which it keeps 64 KiB
 //! once it has nothing to do. FORGET, INTERRUPT and notifications go by the device as ever, where the crew reads.
 
 use super::abi::{InHeader, Opcode, ring};
-use super::crew::{Crew, THREADS_MAX};
+use super::crew::Crew;
 use super::front::{MAX_IO, Scratch, Target};
 use super::interrupt::Slot;
 use super::reply::{Answer, Channel, Reply};
@@ -38,6 +38,8 @@ use zerocopy::FromBytes;
 const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 /// The processors there may ever be: the kernel has a queue for each.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+/// Entries of all queues, if that leaves each one enough.
+const ENTRIES: usize = 256;
 /// Threads of a queue, at least.
 const DEPTH_MIN: usize = 16;
 /// How often requests that sleep are looked at.
@@ -204,7 +206,7 @@ impl Shared {
     /// Begins the threads of all queues.
     fn begin(self: &Arc<Self>) -> io::Result<()> {
         let queues = queues()?;
-        let depth = (THREADS_MAX / queues).max(DEPTH_MIN);
+        let depth = (ENTRIES / queues).max(DEPTH_MIN);
         // The kernel begins when the last queue has its first entry: what fails after that is no way back to the device.
         let (last, others) = (queues - 1, 0..queues - 1);
         for queue in others {

@@ -141,15 +141,21 @@ impl Engine {
     pub(crate) fn shared_pages<'e>(&'e self, inode: &'e Inode) -> FsResult<Locked<'e>> {
         let shared = inode.glock().acquire(State::Sh, HolderFlags::SERVE)?;
         // Looked at under the lock: who opens for writing holds it EX when he counts himself.
-        if inode.writers.load(Ordering::Relaxed) == 0 || inode.glock().held_state() == State::Ex {
+        if inode.glock().held_state() == State::Ex || !inode.join_writers() {
             return Locked::new(self, inode, shared);
         }
-        // Counted meanwhile: a demote that finds no writer would wait for the page that this is about.
-        inode.writers.fetch_add(1, Ordering::Relaxed);
         drop(shared);
         let locked = self.lock(inode, State::Ex, HolderFlags::SERVE);
-        inode.writers.fetch_sub(1, Ordering::Relaxed);
+        self.leave_writers(inode);
         locked
+    }
+
+    /// One of those who have an inode open for writing has gone; with the last one the room goes that it grew into.
+    pub(crate) fn leave_writers(&self, inode: &Inode) {
+        let last = inode.writers.fetch_sub(1, Ordering::Relaxed) == 1;
+        if let Some(group) = last.then(|| inode.grow_in(None)).flatten() {
+            self.rgrps.close_window(group, inode.addr());
+        }
     }
 
     /// Locks an inode.

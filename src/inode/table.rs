@@ -108,6 +108,12 @@ impl Inode {
         }
     }
 
+    /// Counts the caller as somebody who has it open for writing, if anybody has. Found and counted in one: a demote that
+    /// sees no writer between the two would wait for the page the caller is about, and the caller for the demote.
+    pub(crate) fn join_writers(&self) -> bool {
+        join(&self.writers)
+    }
+
     /// It grows in this group from now on (`None`: nowhere); gives where it grew before, if that is another.
     pub(crate) fn grow_in(&self, group: Option<BlockAddr>) -> Option<BlockAddr> {
         let group = group.map_or(0, BlockAddr::get);
@@ -137,6 +143,12 @@ impl Inode {
     pub(crate) fn take_iopen(&self) -> Option<GlockGuard> {
         self.iopen.lock().take()
     }
+}
+
+fn join(count: &AtomicU32) -> bool {
+    let joined = |count: u32| (count > 0).then(|| count.saturating_add(1));
+    let (set, seen) = (Ordering::Relaxed, Ordering::Relaxed);
+    count.fetch_update(set, seen, joined).is_ok()
 }
 
 #[derive(Debug)]
@@ -553,4 +565,38 @@ pub(crate) struct NewInode {
     pub(crate) glock: Arc<Glock>,
     /// Its iopen lock, held SH.
     pub(crate) iopen: GlockGuard,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn whoever_joins_writers_joins_one_that_is_there() {
+        let count = AtomicU32::new(0);
+        assert!(!join(&count));
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+        // One comes and goes all the time; the count is 1 while he is there, and what joined leaves again.
+        let joined = thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..100_000 {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    count.fetch_sub(1, Ordering::Relaxed);
+                }
+            });
+            let mut joined = 0;
+            for _ in 0..100_000 {
+                if join(&count) {
+                    joined += 1;
+                    assert!(count.fetch_sub(1, Ordering::Relaxed) >= 1);
+                }
+            }
+            joined
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 0, "{joined} joined");
+        count.store(1, Ordering::Relaxed);
+        assert!(join(&count) && join(&count));
+        assert_eq!(count.load(Ordering::Relaxed), 3);
+    }
 }

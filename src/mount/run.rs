@@ -11,7 +11,7 @@ use super::options::{Atime, MountOptions};
 use super::remount::mount_flags;
 use super::start::{Plan, Started, start};
 use super::utab;
-use crate::fuse::{ServeOptions, mount as mount_fuse, serve};
+use crate::fuse::{ServeOptions, Transport, mount as mount_fuse, serve};
 use gfs2_format::device::{BlockDevice, OpenOptions};
 use gfs2_format::ondisk::Superblock;
 use gfs2_format::volume::{DeviceReader, Volume, read_rindex, read_superblock};
@@ -84,7 +84,7 @@ fn live(
     ready: impl FnOnce() -> Result<(), MountError>,
 ) -> Result<(), MountError> {
     let flags = mount_flags(&request.options);
-    let transport = request.options.transport;
+    let transport = transport_for(request.options.transport, started.fs.is_shared());
     let mounted =
         mount_fuse(&request.device, &request.target, FS_TYPE, flags, transport).map_err(|error| {
             MountError::fail(format!(
@@ -130,6 +130,21 @@ fn live(
         })
     });
     told.and(served.map_err(|error| MountError::fail(format!("FUSE: {error}"))))
+}
+
+/// How requests come. The entries of io_uring are so many and no more: where requests wait for other nodes they can all
+/// be taken by such requests, and then the WRITE has none that a lock's demote waits for.
+fn transport_for(asked: Transport, shared: bool) -> Transport {
+    match asked {
+        Transport::Auto if shared => Transport::Device,
+        Transport::Ring if shared => {
+            tracing::warn!(
+                "io_uring on a volume of several nodes: requests that wait for other nodes can keep all others from being served"
+            );
+            Transport::Ring
+        }
+        asked => asked,
+    }
 }
 
 /// Has a thread do what the helper asks of the mount on `target`, until what is given is dropped.
@@ -280,4 +295,17 @@ fn choose_journal(options: &MountOptions, volume: &Volume) -> Result<Jid, MountE
         "there is no journal {jid}: the volume has {}; choose another, or add journals with gfs2_jadd",
         volume.journals.len()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_other_nodes_are_waited_for_requests_come_by_what_has_no_bound() {
+        let chosen = |asked| [false, true].map(|shared| transport_for(asked, shared));
+        assert_eq!(chosen(Transport::Auto), [Transport::Auto, Transport::Device]);
+        assert_eq!(chosen(Transport::Device), [Transport::Device; 2]);
+        assert_eq!(chosen(Transport::Ring), [Transport::Ring; 2]);
+    }
 }

@@ -112,6 +112,13 @@ impl Fs {
         self.root
     }
 
+    /// May other nodes ask for our locks?
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        let journal = self.engine.journal.as_ref();
+        journal.is_some_and(|journal| journal.is_shared())
+    }
+
     /// Runs a verb: refused after a withdraw; what it leaves to be evicted is evicted when its locks are gone; an error
     /// that says that disk or state are wrong makes the node withdraw.
     pub(super) fn run<T>(

@@ -57,10 +57,7 @@ impl Fs {
     pub fn release(&self, handle: Handle) {
         if let Some(open) = self.handles.remove(handle) {
             if open.flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
-                let last = open.inode.writers.fetch_sub(1, Ordering::Relaxed) == 1;
-                if let Some(group) = last.then(|| open.inode.grow_in(None)).flatten() {
-                    self.engine.rgrps.close_window(group, open.inode.addr());
-                }
+                self.engine.leave_writers(&open.inode);
             }
             drop(open);
             self.settle();
