@@ -15,7 +15,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::dlm::{Kind, ask, cluster, cluster_on, raise, raised};
+use support::dlm::{Kind, RECOVERY, ask, cluster, cluster_on, content, raise, raised, shape, slots};
 use support::guest::Kernel;
 use support::host::{checkout, reference_mkfs, sparse};
 use support::vm::Vm;
@@ -23,8 +23,6 @@ use support::vm::Vm;
 /// The recorded streams.
 const SEEDS: [u64; 4] = [21, 22, 23, 24];
 const RECORDED: usize = 300;
-/// How long a death may take to be noticed, fenced and recovered.
-const RECOVERY: Duration = Duration::from_secs(90);
 const STREAM: Duration = Duration::from_secs(600);
 
 fn long() -> bool {
@@ -38,14 +36,6 @@ fn kernels() -> &'static [Kernel] {
         Ok("6.1") => &[Kernel::V6_1],
         Ok(_) => &Kernel::ALL,
     }
-}
-
-/// The line that ends with the slots of the last recovery, as node ids by slot.
-fn slots(line: &str) -> Vec<String> {
-    let words = line.split_whitespace().skip_while(|w| *w != "slots").skip(1);
-    let mut pairs: Vec<String> = words.filter(|w| w.contains(':')).map(str::to_owned).collect();
-    pairs.sort();
-    pairs
 }
 
 fn recorded(seed: u64) -> PathBuf {
@@ -172,25 +162,6 @@ fn keep(name: &str, text: &str) {
     if let Some(folder) = std::env::var_os("DLM_TRACE").map(PathBuf::from) {
         fs::write(folder.join(name), text).expect("a trace");
     }
-}
-
-/// Lines that begin with one of these words, without their numbers.
-fn shape(text: &str, first: &[&str]) -> Vec<String> {
-    let begins = |line: &&str| {
-        line.split_whitespace()
-            .next()
-            .is_some_and(|word| first.contains(&word))
-    };
-    let number = |word: &str| {
-        let digits = word.trim_start_matches("0x").trim_end_matches(',');
-        digits.contains(|c: char| c.is_ascii_digit())
-            && digits.chars().all(|c| c.is_ascii_hexdigit() || c == ',')
-    };
-    let words = |line: &str| {
-        let words = line.split(' ').map(|word| if number(word) { "#" } else { word });
-        words.collect::<Vec<_>>().join(" ")
-    };
-    text.lines().filter(begins).map(words).collect()
 }
 
 /// What `dlm_tool lockdump` lists and what our dump lists for a resource, as sets of (mode, who is master).
@@ -374,27 +345,6 @@ fn death(survivor: &Vm, victim: Vm, node: u32, kill: impl FnOnce(&Vm)) {
     assert!(cast.starts_with("cast 700 0 2 0a0b"), "{heard:?}");
     println!("node {node} dead, fenced, recovered in {:?}", start.elapsed());
     ask(survivor, &["unlock 700 0 -", "wait 700 9000", "events"]);
-}
-
-/// No word of a fault in the kernel's log.
-#[track_caller]
-fn content(vm: &Vm) {
-    let log = vm.check("dmesg");
-    let words = [
-        "WARNING",
-        "BUG",
-        " stall",
-        "blocked for more than",
-        "Call Trace",
-        "ASSERT",
-        "panic:",
-        "config mismatch",
-        "dlm_dump",
-        "ignore invalid",
-    ];
-    let bad = |l: &&str| words.iter().any(|word| l.contains(word));
-    let bad: Vec<&str> = log.lines().filter(bad).collect();
-    assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
 /// Ours is n2, the highest: locks, tools, rejoins; then it is killed and fenced, comes back, and outlives the kernel.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Make this guest one node of a two-node cluster, with a driver of its lock manager on port 7000.
+# Make this guest one node of a cluster of NODES (2), with a driver of its lock manager on port 7000.
 #
 #   usage: dlm-node.sh kernel|device|wire [LINE OF DLM.CONF]...
 #
@@ -8,7 +8,9 @@
 # corosync.  TOKEN (ms) is its time to notice a death.  Called again, it starts another driver where the last one ended.
 kind=$1
 shift
-cat >/etc/corosync/corosync.conf <<E
+nodes=${NODES:-2}
+{
+  cat <<E
 totem {
   version: 2
   cluster_name: lab
@@ -24,21 +26,15 @@ logging {
 }
 quorum {
   provider: corosync_votequorum
-  two_node: 1
+  $([ "$nodes" != 2 ] || echo two_node: 1)
 }
 nodelist {
-  node {
-    nodeid: 1
-    name: n1
-    ring0_addr: 10.77.0.1
-  }
-  node {
-    nodeid: 2
-    name: n2
-    ring0_addr: 10.77.0.2
-  }
-}
 E
+  for id in $(seq "$nodes"); do
+    printf '  node {\n    nodeid: %s\n    name: n%s\n    ring0_addr: 10.77.0.%s\n  }\n' "$id" "$id" "$id"
+  done
+  echo "}"
+} >/etc/corosync/corosync.conf
 {
   echo log_debug=1
   echo post_join_delay=1

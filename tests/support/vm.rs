@@ -3,7 +3,7 @@
 //! Invariants:
 //! * an image is opened without host cache or image lock: what the guest's disk completed is in the file,
 //!   at any moment, also after `kill -9`;
-//! * no guest has a network: two nodes of a cluster share a wire, a socket in the scratch folder;
+//! * no guest has a network: two nodes of a cluster share a wire, a socket in the scratch folder, and more a hub of such;
 //! * the clock is the HPET: under load the guest calibrates the TSC wrong by a factor.
 //!
 //! `LAB_PCAP=FOLDER` captures what passes over the wire.
@@ -78,6 +78,12 @@ impl Vm {
         let first = Vm::boot(kernel, disks, 1, Some("server=on,addr.path=wire.sock".to_owned()));
         let second = Vm::start_beside(&first, disks);
         [first, second]
+    }
+
+    /// Boots a node, for the first time or again, on a hub.
+    #[track_caller]
+    pub fn start_on(hub: &Hub, kernel: Kernel, node: u8) -> Vm {
+        Vm::boot(kernel, &[], node, Some(hub.port(node)))
     }
 
     /// Boots n2, for the first time or again, on the wire of an n1 that `start_pair` booted.
@@ -398,6 +404,68 @@ impl Drop for Vm {
             eprintln!("{}", self.last_words());
         }
         self.cut();
+    }
+}
+
+/// The wire of more than two nodes: an emulator without a machine, which gives each frame to all others.
+#[derive(Debug)]
+pub struct Hub {
+    dir: TempDir,
+    child: Child,
+    power: Option<ChildStdin>,
+}
+
+impl Hub {
+    /// A hub for n1 up to n`nodes`.
+    #[track_caller]
+    pub fn start(nodes: u8) -> Hub {
+        let dir = super::scratch("hub");
+        let stderr = File::create(dir.path().join("qemu.err")).expect("a log file");
+        let mut hub = Command::new(checkout().join("tests/lab/qemu-guard.sh"));
+        hub.args(["qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
+        hub.args(["-M", "none", "-display", "none"]);
+        for node in 1..=nodes {
+            let wire = format!("stream,id=wire{node},server=on,addr.type=unix,addr.path=wire{node}.sock");
+            hub.args(["-netdev", &wire]);
+            hub.args([
+                "-netdev",
+                &format!("hubport,id=port{node},hubid=0,netdev=wire{node}"),
+            ]);
+        }
+        let mut child = hub
+            .current_dir(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot run the emulator: {e}; {SETUP}"));
+        let power = child.stdin.take();
+        let mut hub = Hub { dir, child, power };
+        let end = Instant::now() + AGENT_LIMIT;
+        while !(1..=nodes).all(|node| hub.dir.path().join(format!("wire{node}.sock")).exists()) {
+            let gone = hub.child.try_wait().expect("waiting for the hub");
+            if gone.is_some() || Instant::now() > end {
+                let said = fs::read_to_string(hub.dir.path().join("qemu.err")).unwrap_or_default();
+                panic!("the hub did not start in {AGENT_LIMIT:?} ({gone:?}):\n{said}{SETUP}");
+            }
+            std::thread::sleep(POLL);
+        }
+        hub
+    }
+
+    fn port(&self, node: u8) -> String {
+        let folder = self.dir.path().file_name();
+        let folder = folder.expect("a scratch folder").to_string_lossy();
+        format!("server=off,addr.path=../{folder}/wire{node}.sock")
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.power = None;
+        if !matches!(wait_within(&mut self.child, CUT_LIMIT), Ok(Some(_))) {
+            eprintln!("the hub is still there {CUT_LIMIT:?} after its power was cut");
+        }
     }
 }
 

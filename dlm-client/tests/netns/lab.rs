@@ -20,6 +20,11 @@ pub(crate) const TOKEN: u64 = 1500;
 /// The cluster's name.
 pub(crate) const CLUSTER: &str = "lab";
 
+/// How long corosyncs that were just started may take to find each other (two seconds on a quiet machine), and how often
+/// it is tried.
+const RING_LIMIT: Duration = Duration::from_secs(45);
+const RING_ATTEMPTS: u32 = 3;
+
 /// Seconds of the clock that all logs use.
 pub(crate) fn clock() -> f64 {
     let now = clock_gettime(ClockId::Boottime);
@@ -93,6 +98,10 @@ pub(crate) struct Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        // All at once: each takes its time to go.
+        for node in self.nodes.iter().flatten() {
+            cut(node);
+        }
         for id in 1..=self.count() {
             self.power_off(id);
         }
@@ -104,11 +113,15 @@ impl Drop for Lab {
     }
 }
 
-/// Takes the power away: with the first process of its namespace, all of them die.
-fn end(mut node: Node) {
+fn cut(node: &Node) {
     if let Some(init) = Pid::from_raw(node.init as i32) {
         let _ = kill_process(init, Signal::KILL);
     }
+}
+
+/// Takes the power away: with the first process of its namespace, all of them die.
+fn end(mut node: Node) {
+    cut(&node);
     for child in [node.corosync, node.process, node.device].into_iter().flatten() {
         reap(child);
     }
@@ -308,6 +321,56 @@ impl Lab {
         self.run(id);
     }
 
+    /// Boots nodes, with or without our process, until their corosyncs are one ring. That is corosync's to do: nodes whose
+    /// corosyncs have not done it are booted anew, which is said, and never done for what ours do.
+    #[track_caller]
+    pub(crate) fn boot_all(&mut self, ids: &[u32], run: bool) {
+        for attempt in 1..=RING_ATTEMPTS {
+            for id in ids {
+                self.boot(*id);
+                if run {
+                    self.run(*id);
+                }
+            }
+            let begin = Instant::now();
+            let counts = loop {
+                let counts: Vec<Option<u32>> = ids.iter().map(|id| self.votes(*id)).collect();
+                let whole = |votes: &Option<u32>| votes.is_some_and(|votes| votes as usize >= ids.len());
+                if counts.iter().all(whole) {
+                    return;
+                }
+                if begin.elapsed() >= RING_LIMIT {
+                    break counts;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            };
+            eprintln!(
+                "attempt {attempt}: the corosyncs of nodes {ids:?} are not one ring in {RING_LIMIT:?}; the votes they \
+                 count: {counts:?}"
+            );
+            for id in ids {
+                self.show_file(&self.corosync_log(*id), usize::MAX);
+                self.power_off(*id);
+            }
+        }
+        panic!(
+            "{RING_ATTEMPTS} times the corosyncs of nodes {ids:?} did not find each other; see their logs above"
+        );
+    }
+
+    fn corosync_log(&self, id: u32) -> PathBuf {
+        self.path(&format!("n{id}/log/corosync.log"))
+    }
+
+    /// The last lines of a file.
+    fn show_file(&self, path: &Path, most: usize) {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        eprintln!("--- {}", path.display());
+        let from = lines.len().saturating_sub(most);
+        lines[from..].iter().for_each(|line| eprintln!("{line}"));
+    }
+
     /// A node with corosync, without a process of ours.
     pub(crate) fn boot(&mut self, id: u32) {
         let begin = clock();
@@ -419,6 +482,8 @@ impl Lab {
                 "-n",
                 "-p",
                 "--",
+                "timeout",
+                "10",
                 "corosync-quorumtool",
                 "-s",
             ])
@@ -557,16 +622,13 @@ impl Lab {
                 }
             }
         }
-        let logs = (1..=self.count()).map(|id| self.path(&format!("n{id}/log/corosync.log")));
-        let all = fs::read_dir(self.dir.path()).unwrap().flatten();
-        for path in all.map(|entry| entry.path()).chain(logs) {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            let from = lines
-                .len()
-                .saturating_sub(std::env::var("TAIL").map_or(25, |n| n.parse().unwrap()));
-            eprintln!("--- {}", path.display());
-            lines[from..].iter().for_each(|line| eprintln!("{line}"));
+        let most = std::env::var("TAIL").map_or(25, |n| n.parse().unwrap());
+        for entry in fs::read_dir(self.dir.path()).unwrap().flatten() {
+            self.show_file(&entry.path(), most);
+        }
+        // What corosync did from its start on fits: it says little.
+        for id in 1..=self.count() {
+            self.show_file(&self.corosync_log(id), most.max(150));
         }
     }
 }
