@@ -260,8 +260,20 @@ fn an_agent_that_runs_is_named_with_its_process_and_the_clock_is_the_machines() 
     cluster.membership.lock().turn_off(NodeId(3));
     let text = until(socket, &["status"], |text| fence_pid(text) != 0);
     let pid = fence_pid(&text);
-    let ran = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-    let ran = String::from_utf8_lossy(&ran).replace('\0', " ");
+    // While it begins to run another program a process has no words at all.
+    let ran = || {
+        let ran = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        String::from_utf8_lossy(&ran).replace('\0', " ")
+    };
+    let begin = Instant::now();
+    while ran().is_empty() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(30),
+            "process {pid} runs nothing"
+        );
+        std::thread::yield_now();
+    }
+    let ran = ran();
     assert!(ran == "sleep 600 " || ran.contains("fence_slow"), "{ran}");
     let json: Value = serde_json::from_str(&answer(socket, &["--json", "status"])).unwrap();
     assert_eq!(json["nodes"][2]["fencing"]["pid"], pid);

@@ -167,6 +167,26 @@ fn locks_of_a_dead_process_stay_in_the_way_until_they_are_adopted_or_purged() {
     assert_eq!((cast.id, cast.status), (none, Status::Again));
 }
 
+/// A kernel that finds a waiting request when its device is closed panics at the next purge.
+#[test]
+fn what_waits_is_taken_back_before_the_device_is_closed() {
+    let kernel = FakeKernel::default();
+    let node = Node::join(&kernel);
+    for text in ["one", "two"] {
+        let holder = node.held(text, Mode::Ex, NONE);
+        node.request(text, Mode::Ex, NONE);
+        // It has been written, and waits.
+        assert!(matches!(node.next(), Event::Bast { id, .. } if id == holder));
+    }
+    assert_eq!(kernel.locks("foo"), 4);
+    drop(node);
+    assert_eq!(kernel.locks("foo"), 2, "those that were granted");
+    let again = Node::join(&kernel);
+    again.space.purge_orphans().unwrap();
+    again.held("one", Mode::Ex, NONE);
+    again.held("two", Mode::Ex, NONE);
+}
+
 #[test]
 fn leaving_takes_the_locks_along_and_abandoning_does_not() {
     let kernel = FakeKernel::default();

@@ -16,6 +16,7 @@ use dlm_client::{Cast, ClusterInfo, Event, Lkf, LockError, LockId, Lvb, Mode, No
 use parking_lot::{Condvar, Mutex};
 
 const ENOENT: i32 = 2;
+const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
@@ -43,6 +44,8 @@ struct Process {
 struct Space {
     engine: Engine,
     locks: BTreeMap<u32, Lock>,
+    /// A request waited when its process closed the device: the kernel panics at the next purge.
+    broken: bool,
 }
 
 #[derive(Default)]
@@ -140,6 +143,7 @@ impl Space {
         Self {
             engine,
             locks: BTreeMap::new(),
+            broken: false,
         }
     }
 
@@ -268,7 +272,10 @@ impl Space {
         done.map(|()| 0).map_err(|e| refusal(&e))
     }
 
-    fn purge(&mut self) {
+    fn purge(&mut self) -> io::Result<u32> {
+        if self.broken {
+            return Err(errno(EIO));
+        }
         let orphans: Vec<u32> = self
             .locks
             .iter()
@@ -279,6 +286,7 @@ impl Space {
             let flags = Lkf::FORCEUNLOCK | Lkf::IVVALBLK;
             self.engine.unlock(LockId(lkid), flags, None).unwrap();
         }
+        Ok(0)
     }
 
     fn close(&mut self, process: u32) {
@@ -289,8 +297,10 @@ impl Space {
             .map(|(lkid, lock)| (*lkid, lock.persistent))
             .collect();
         for (lkid, persistent) in own {
-            self.locks.get_mut(&lkid).unwrap().process = None;
+            let lock = self.locks.get_mut(&lkid).unwrap();
+            lock.process = None;
             if persistent {
+                self.broken |= lock.mode.is_none();
                 let _idle = self.engine.cancel(LockId(lkid));
             } else {
                 let _gone = self.engine.unlock(LockId(lkid), Lkf::FORCEUNLOCK, None);
@@ -459,10 +469,7 @@ impl Device for FakeDevice {
         let done = match request[12] {
             1 => space.lock(self.process, request),
             2 => space.unlock(request),
-            6 => {
-                space.purge();
-                Ok(0)
-            }
+            6 => space.purge(),
             _ => Err(errno(EINVAL)),
         };
         state.hand_out(&self.space);

@@ -170,6 +170,19 @@ impl Books {
         })
     }
 
+    /// Calls that take back every new request that waits for its grant.
+    pub(super) fn waiting(&self) -> Vec<Call> {
+        let waits = |lock: &Lock| lock.op.is_some() && lock.held.is_none() && lock.lkid.is_some();
+        let locks = self.locks.iter().filter(|(_, lock)| waits(lock));
+        let what = Asked::Cancel;
+        locks
+            .map(|(id, _)| Call {
+                id: *id,
+                what: what.clone(),
+            })
+            .collect()
+    }
+
     /// The bytes of a call; `None` when the lock has ended meanwhile, and the call with it.
     pub(super) fn bytes(&self, call: &Call) -> Option<Vec<u8>> {
         let lock = self.locks.get(&call.id)?;

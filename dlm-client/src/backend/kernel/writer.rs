@@ -1,6 +1,7 @@
 //! The thread that joins, writes what was asked for, and leaves; and its queue.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use crate::{Event, Leave, LockError};
 
 /// After how long a write is tried again that the kernel was too busy for.
 const AGAIN: Duration = Duration::from_millis(5);
+/// How long the end of requests that were taken back is waited for: the node that masters them may be gone.
+const TAKE_BACK: Duration = Duration::from_secs(2);
 
 /// What is to be written.
 #[derive(Debug)]
@@ -188,12 +191,47 @@ impl Writer<'_> {
         }
     }
 
+    /// Takes back the requests that wait. A kernel (seen on 6.12) that finds such a request at a close counts it among the
+    /// orphans although it ends it, and the purge of these then breaks its lists: it panics.
+    fn take_back(&self) {
+        let books = || self.shared.books.lock();
+        let calls = books().books.waiting();
+        for call in &calls {
+            let bytes = books().books.bytes(call);
+            // One that has ended meanwhile is no error.
+            if let Some(Err(e)) = bytes.map(|bytes| self.device.write(&bytes)) {
+                tracing::debug!("taking back lock {:#x}: {e}", call.id.0);
+            }
+        }
+        let now = Instant::now();
+        let until = now.checked_add(TAKE_BACK).unwrap_or(now);
+        let mut buffer = [0; abi::RESULT_MAX];
+        while !books().books.waiting().is_empty() && Instant::now() < until {
+            let told = match self.device.read(&mut buffer) {
+                Ok(len) => abi::result(buffer.get(..len).unwrap_or(&[])),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(AGAIN);
+                    continue;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return,
+            };
+            // What cannot be understood ends it: nobody is told of anything any more.
+            if !told.is_ok_and(|told| books().books.told(&told).is_ok()) {
+                return;
+            }
+        }
+    }
+
     fn leave(mut self, how: Leave) {
         self.shared.books.lock().left = true;
         if let Some(reader) = self.reader.take() {
             self.device.wake();
             // If it panicked, it has said so.
             let _panicked = reader.join();
+        }
+        if how != Leave::Clean {
+            self.take_back();
         }
         if let Err(e) = self.device.close(how == Leave::Clean) {
             let text = format!("leaving lockspace {}: {e}", self.shared.name);
