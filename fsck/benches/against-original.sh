@@ -22,21 +22,24 @@ once() {
 }
 
 # The run in the middle by wall time.
-median() { sort -n | sed -n "$(( (runs + 1) / 2 ))p"; }
+median() { sort -n "$1" | sed -n "$(( (runs + 1) / 2 ))p"; }
 
-measure() {
-    local how=$1 program=$2 n
-    [ "$how" = cold ] || once "$program" >/dev/null
-    for ((n = 0; n < runs; n++)); do
-        [ "$how" = warm ] || drop
-        once "$program"
-    done | median
-}
+figures=$(mktemp -d)
+trap 'rm -rf "$figures"' EXIT
 
 printf '%-6s %-10s %8s %8s %10s\n' cache program 'wall s' 'CPU s' 'KiB'
 for how in warm cold; do
-    read -r their_wall their_cpu their_mem < <(measure $how "$theirs")
-    read -r our_wall our_cpu our_mem < <(measure $how "$ours")
+    rm -f "$figures"/*
+    [ "$how" = cold ] || cat "$image" >/dev/null
+    # In turns: what a disk gives changes within minutes.
+    for ((n = 0; n < runs; n++)); do
+        for program in theirs ours; do
+            [ "$how" = warm ] || drop
+            once "${!program}" >>"$figures/$program"
+        done
+    done
+    read -r their_wall their_cpu their_mem < <(median "$figures/theirs")
+    read -r our_wall our_cpu our_mem < <(median "$figures/ours")
     printf '%-6s %-10s %8s %8s %10s\n' $how theirs "$their_wall" "$their_cpu" "$their_mem"
     printf '%-6s %-10s %8s %8s %10s\n' $how ours "$our_wall" "$our_cpu" "$our_mem"
     awk -v how=$how -v a="$our_wall" -v b="$their_wall" -v c="$our_cpu" -v d="$their_cpu" \

@@ -11,15 +11,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
 
 /// Bytes read in one go.
-const PART: usize = 512 << 10;
+const PART: usize = 768 << 10;
 /// Parts in memory: what the helpers read, and what is being looked at.
-const PARTS: usize = 6;
-/// Threads that read ahead: two, so that the device has work while one of them hands over. More gained nothing, nor did up to 16 that read one run after the other, nor direct I/O on images.
-const HELPERS: usize = 2;
+const PARTS: usize = 12;
+/// Threads that read ahead. Joined reads are few to a part, so it takes several parts under way to keep a disk busy.
+const HELPERS: usize = 4;
 /// Lists of up to so many blocks are read without helpers.
 const SHORT: usize = 32;
-/// Neighbours are read together across a gap of up to so many bytes.
-const GAP: u64 = 8 << 10;
+/// Neighbours are read together across a gap of up to so many bytes: as many as cost a disk about as much as one more
+/// read does. This, the helpers and the parts belong together (`benches/README.md`).
+const GAP: u64 = 12 << 10;
 /// Bytes of a joined read.
 const RUN: u64 = 256 << 10;
 
