@@ -166,12 +166,25 @@ fn on_threads<T: Send>(items: &mut [T], one: impl Fn(&mut T) -> Result<()> + Syn
 
 type Slot = Slice<Vec<u8>>;
 
-/// A page-aligned slot of `len` bytes, in the given memory if that is large enough.
-fn slot(mut memory: Vec<u8>, len: usize) -> Slot {
+/// Memory for a slot of `len` bytes: the smallest of `free` that holds it. Where none does, new memory takes the place
+/// of the largest, so that a mix of sizes keeps about what it has under way, and not its number times the largest.
+fn memory_for(free: &mut Vec<Vec<u8>>, len: usize) -> Vec<u8> {
     let need = len.saturating_add(ALIGNMENT);
-    if memory.len() < need {
-        memory = vec![0; need];
+    let lengths = || free.iter().map(Vec::len).enumerate();
+    let fits = lengths()
+        .filter(|(_, len)| *len >= need)
+        .min_by_key(|(_, len)| *len);
+    if let Some((index, _)) = fits {
+        return free.swap_remove(index);
     }
+    if let Some((index, _)) = lengths().max_by_key(|(_, len)| *len) {
+        free.swap_remove(index);
+    }
+    vec![0; need]
+}
+
+/// A page-aligned slot of `len` bytes in memory that is large enough for it.
+fn slot(memory: Vec<u8>, len: usize) -> Slot {
     let begin = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
     memory.slice(begin..begin.saturating_add(len))
 }
@@ -307,7 +320,9 @@ impl Ring {
             while running.len() < DEPTH
                 && let Some(piece) = waiting.next()
             {
-                let entry = self.proactor.push(start(piece, memory.pop().unwrap_or_default()));
+                let entry = self
+                    .proactor
+                    .push(start(piece, memory_for(&mut memory, piece.len)));
                 match entry {
                     PushEntry::Pending(key) => running.push((piece, key)),
                     PushEntry::Ready(BufResult(result, op)) => {
@@ -345,4 +360,33 @@ impl Ring {
 #[cfg(test)]
 pub(super) fn ring_available() -> bool {
     with_ring(|_| Ok(())).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Batches of mixed sizes, each of 768 KiB in all, as a checker has them.
+    #[test]
+    fn a_mix_of_sizes_keeps_little_memory() {
+        let mut free: Vec<Vec<u8>> = Vec::new();
+        let mut size = 1usize;
+        for _ in 0..1_000 {
+            let (mut under_way, mut total) = (Vec::new(), 0);
+            while total < 768 << 10 && under_way.len() < DEPTH {
+                // 4 to 128 KiB, small ones more often.
+                size = size * 29 % 1009;
+                let len = (4096 << (size % 6)).min(PIECE);
+                let memory = memory_for(&mut free, len);
+                assert_eq!(slot(memory.clone(), len).len(), len);
+                under_way.push(memory);
+                total += len;
+            }
+            free.append(&mut under_way);
+            assert!(free.len() <= DEPTH, "{} pieces of memory", free.len());
+        }
+        let kept: usize = free.iter().map(Vec::len).sum();
+        assert!(kept < 2 << 20, "{kept} bytes kept");
+        assert!(kept > 768 << 10, "the test makes no mix: {kept} bytes");
+    }
 }
