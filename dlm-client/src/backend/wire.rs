@@ -167,8 +167,9 @@ impl WireDlm {
         };
         let us = config.us;
         unfence(&options.conf, us).map_err(LockError::Service)?;
-        let (controld, actions) = Controld::new(config, options.conf.clone(), stamp());
-        let network = Network::new(us, options.version, transport);
+        let life = stamp();
+        let (controld, actions) = Controld::new(config, options.conf.clone(), life);
+        let network = Network::new(us, options.version, Some(life), transport);
         let mut host = Host::new(us, network, controld);
         host.carry_out(actions);
         let shared = Arc::new(Shared {

@@ -749,6 +749,13 @@ impl Lockspace {
         }
     }
 
+    /// Which life of each member's daemon this is with, where it told.
+    pub(super) fn lives(&self) -> impl Iterator<Item = (NodeId, u32)> {
+        self.history
+            .iter()
+            .filter_map(|(node, history)| Some((*node, history.life?)))
+    }
+
     /// The POSIX locks, as the stock daemon's tool lists them.
     pub(super) fn plock_lines(&self) -> Vec<String> {
         let mut lines = Vec::new();

@@ -524,6 +524,14 @@ impl Controld {
         self.lockspaces.get(lockspace).map(Lockspace::plock_lines)
     }
 
+    /// Which lives of the members' daemons a lockspace is with; stock daemons do not tell theirs.
+    pub fn lives(&self, lockspace: &str) -> impl Iterator<Item = (NodeId, u32)> {
+        self.lockspaces
+            .get(lockspace)
+            .into_iter()
+            .flat_map(Lockspace::lives)
+    }
+
     /// Why the daemon has given up, if it has.
     #[must_use]
     pub const fn fatal(&self) -> Option<&Fatal> {

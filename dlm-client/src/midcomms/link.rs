@@ -54,6 +54,16 @@ pub enum LinkError {
         /// Who the packet says it is from.
         found: NodeId,
     },
+    /// The packet is of another life of the peer's daemon: of one that is over, or of one we have not heard of yet.
+    #[error("DLM node {}: a packet of life {found:08x} of its daemon, not of {expected:08x}", peer.0)]
+    WrongLife {
+        /// Whose.
+        peer: NodeId,
+        /// What the packet says; 0 where it says nothing.
+        found: u32,
+        /// What the membership, or an earlier packet, said.
+        expected: u32,
+    },
     /// A message longer than a packet can carry.
     #[error("DLM node {}: a message of {length} bytes, more than {INNER_MAX}", peer.0)]
     TooLong {
@@ -126,6 +136,10 @@ pub struct Link {
     peer: NodeId,
     /// The highest version we speak.
     ours: Version,
+    /// The life of our daemon, which every packet with room for it tells.
+    life: Option<u32>,
+    /// The life of the peer's; none of a kernel.
+    peer_life: Option<u32>,
     /// The peer's, once it said something.
     version: Option<Version>,
     state: State,
@@ -156,6 +170,8 @@ impl Link {
             us,
             peer,
             ours,
+            life: None,
+            peer_life: None,
             version: None,
             state: State::Closed,
             members: 0,
@@ -169,6 +185,29 @@ impl Link {
             unacked: 0,
             fin_sent: false,
         }
+    }
+
+    /// The same, telling the peer which life of our daemon it hears; never 0.
+    #[must_use]
+    pub const fn of_life(mut self, life: Option<u32>) -> Self {
+        self.life = life;
+        self
+    }
+
+    /// The membership says which life of the peer's daemon is a member. True: the link was another's and is forgotten;
+    /// so should its connections be.
+    #[must_use]
+    pub fn expect_life(&mut self, life: u32) -> bool {
+        let other = self.peer_life.is_some_and(|known| known != life);
+        if other {
+            let shared = self.members > 0;
+            self.reset();
+            if shared {
+                self.state = State::Established;
+            }
+        }
+        self.peer_life = Some(life);
+        other
     }
 
     /// Where the end of the link stands.
@@ -231,7 +270,7 @@ impl Link {
 
     /// The peer is gone from the cluster, or the end took too long: forget everything but shared lockspaces.
     pub fn reset(&mut self) {
-        let fresh = Self::new(self.us, self.peer, self.ours);
+        let fresh = Self::new(self.us, self.peer, self.ours).of_life(self.life);
         *self = Self {
             members: self.members,
             up: self.up,
@@ -310,6 +349,7 @@ impl Link {
         Packet {
             version: self.ours,
             node: self.us,
+            life: self.life,
             body: Body::Payload { lockspace, payload },
         }
     }
@@ -352,6 +392,7 @@ impl Link {
         let packet = Packet {
             version: self.ours,
             node: self.us,
+            life: self.life,
             body: Body::Opts {
                 seq: self.next_out,
                 options: Vec::new(),
@@ -413,6 +454,7 @@ impl Link {
         let packet = Packet {
             version: self.ours,
             node: self.us,
+            life: self.life,
             body: Body::Ack { next: self.next_in },
         };
         packet.encode(out);
@@ -436,6 +478,7 @@ impl Link {
                 found: packet.node,
             });
         }
+        self.check_life(&packet)?;
         if let Some(expected) = self.version
             && self.ours == Version::V3_2
             && expected != packet.version
@@ -461,6 +504,28 @@ impl Link {
             Body::Opts { .. } | Body::Ack { .. } | Body::Fin => Received::Ignored(Ignored::Form),
         };
         Ok(received)
+    }
+
+    /// Is the packet of the life of the peer's daemon that this link is with? The first one tells, if the membership did
+    /// not. Acknowledgements have no room for it, nor has protocol 3.1 but in its questions for the status.
+    fn check_life(&mut self, packet: &Packet) -> Result<(), LinkError> {
+        let tells = matches!(packet.body, Body::Opts { .. });
+        let wrong = match (self.peer_life, packet.life) {
+            (None, found) => {
+                self.peer_life = found;
+                false
+            }
+            (Some(expected), Some(found)) => expected != found,
+            (Some(_), None) => tells,
+        };
+        if !wrong {
+            return Ok(());
+        }
+        Err(LinkError::WrongLife {
+            peer: self.peer,
+            found: packet.life.unwrap_or_default(),
+            expected: self.peer_life.unwrap_or_default(),
+        })
     }
 
     fn receive_bare(&self, lockspace: LockspaceId, payload: Payload) -> Received {

@@ -50,7 +50,7 @@ struct End {
 
 impl End {
     fn new(us: u32, peer: u32, ours: Version) -> Self {
-        let mut link = Link::new(NodeId(us), NodeId(peer), ours);
+        let mut link = Link::new(NodeId(us), NodeId(peer), ours).of_life(Some(us));
         link.add_member();
         Self {
             link,
@@ -128,6 +128,14 @@ impl Pair {
         };
         self.ends[end].framer.push(&bytes);
         while let Some(packet) = self.ends[end].framer.next_packet().unwrap() {
+            let sender = if end == 0 { 2 } else { 1 };
+            // All that has room tells the sender's life.
+            let tells = match &packet.body {
+                Body::Opts { .. } => true,
+                Body::Payload { payload, .. } => is_status(payload),
+                _ => false,
+            };
+            assert_eq!(packet.life, tells.then_some(sender), "{packet:?}");
             match self.act(end, |link, out| link.receive(packet, out)).unwrap() {
                 Received::Payload(space, payload) => {
                     assert_eq!(space, SPACE);
@@ -320,6 +328,7 @@ fn receive(link: &mut Link, version: Version, node: u32, body: Body) -> Result<R
     let packet = Packet {
         version,
         node: NodeId(node),
+        life: matches!(body, Body::Opts { .. }).then_some(2),
         body,
     };
     link.receive(packet, &mut Vec::new())
@@ -406,6 +415,7 @@ fn a_broken_stream_gives_nothing_more() {
     let good = Packet {
         version: Version::V3_2,
         node: NodeId(1),
+        life: None,
         body: Body::Payload {
             lockspace: SPACE,
             payload: Payload::Message(message),
@@ -421,4 +431,87 @@ fn a_broken_stream_gives_nothing_more() {
     assert_eq!((error.field, error.at), ("h_length", 12));
     framer.push(&good.to_bytes());
     assert_eq!(framer.next_packet(), Err(error));
+}
+
+/// What the link under test is sent by node 2: the message `n`, numbered `seq`, of a life or of none.
+fn of_life(seq: u32, n: u32, life: Option<u32>) -> Packet {
+    Packet {
+        version: Version::V3_2,
+        node: NodeId(2),
+        life,
+        body: Body::Opts {
+            seq,
+            options: Vec::new(),
+            version: Version::V3_2,
+            inner: crate::wire::Inner::Payload {
+                lockspace: SPACE,
+                payload: numbered(n),
+            },
+        },
+    }
+}
+
+/// Goal: what one life of a peer's daemon says is never taken for what another says. Method: the next number comes from
+/// another life, from one that tells none, and bare; then the membership says that the other one is the member.
+#[test]
+fn packets_of_another_life_are_refused_until_the_membership_says_so() {
+    let out = &mut Vec::new();
+    let mut link = Link::new(NodeId(1), NodeId(2), Version::V3_2).of_life(Some(1));
+    link.add_member();
+    let first = link.receive(of_life(0, 7, Some(20)), out);
+    assert_eq!(first, Ok(Received::Payload(SPACE, numbered(7))));
+    let refused = |found: Option<u32>| {
+        Err(LinkError::WrongLife {
+            peer: NodeId(2),
+            found: found.unwrap_or_default(),
+            expected: 20,
+        })
+    };
+    for life in [Some(21), None] {
+        assert_eq!(link.receive(of_life(1, 8, life), out), refused(life));
+    }
+    let mut question = of_life(0, 0, Some(21));
+    question.body = Body::Payload {
+        lockspace: SPACE,
+        payload: status(),
+    };
+    assert_eq!(link.receive(question.clone(), out), refused(Some(21)));
+    // An acknowledgement has no room to tell; nothing was sent, so this one says nothing new.
+    question.body = Body::Ack { next: 0 };
+    question.life = None;
+    assert_eq!(link.receive(question, out), Ok(Received::Nothing));
+    // None of that spent a number.
+    let next = link.receive(of_life(1, 9, Some(20)), out);
+    assert_eq!(next, Ok(Received::Payload(SPACE, numbered(9))));
+
+    assert!(!link.expect_life(20), "the one that was heard");
+    assert!(link.expect_life(21), "another one");
+    assert_eq!(link.state(), State::Established);
+    assert!(link.receive(of_life(2, 10, Some(20)), out).is_err());
+    let fresh = link.receive(of_life(0, 11, Some(21)), out);
+    assert_eq!(fresh, Ok(Received::Payload(SPACE, numbered(11))));
+}
+
+/// Goal: before anything was heard the membership's word counts, and a kernel, which tells no life, is heard.
+#[test]
+fn the_membership_knows_the_life_first_and_kernels_have_none() {
+    let out = &mut Vec::new();
+    let mut told = Link::new(NodeId(1), NodeId(2), Version::V3_2).of_life(Some(1));
+    told.add_member();
+    assert!(!told.expect_life(20));
+    assert!(matches!(
+        told.receive(of_life(0, 7, Some(19)), out),
+        Err(LinkError::WrongLife {
+            found: 19,
+            expected: 20,
+            ..
+        })
+    ));
+    assert!(told.receive(of_life(0, 7, Some(20)), out).is_ok());
+    let mut kernel = Link::new(NodeId(1), NodeId(2), Version::V3_2).of_life(Some(1));
+    kernel.add_member();
+    for seq in 0..3 {
+        let heard = kernel.receive(of_life(seq, seq, None), out);
+        assert_eq!(heard, Ok(Received::Payload(SPACE, numbered(seq))));
+    }
 }

@@ -26,7 +26,8 @@ impl Wires {
     fn end(&mut self, owner: Life, peer: Life) -> &mut Link {
         let (_, up) = *self.connections.entry(pair(owner, peer)).or_insert((0, true));
         self.ends.entry((owner, peer)).or_insert_with(|| {
-            let mut link = Link::new(owner.0, peer.0, Version::V3_2);
+            let mut link = Link::new(owner.0, peer.0, Version::V3_2)
+                .of_life(u32::try_from(owner.1).ok().and_then(|n| n.checked_add(1)));
             link.add_member();
             if up {
                 link.connected(&mut Vec::new());

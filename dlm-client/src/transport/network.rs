@@ -41,6 +41,7 @@ pub enum NetEvent {
 pub struct Network<T> {
     us: NodeId,
     version: Version,
+    life: Option<u32>,
     transport: T,
     links: BTreeMap<NodeId, Link>,
     connected: BTreeSet<NodeId>,
@@ -54,11 +55,12 @@ pub struct Network<T> {
 }
 
 impl<T: Transport> Network<T> {
-    /// No peers yet. `version` is the highest we speak.
-    pub const fn new(us: NodeId, version: Version, transport: T) -> Self {
+    /// No peers yet. `version` is the highest we speak, `life` the life of our daemon (never 0).
+    pub const fn new(us: NodeId, version: Version, life: Option<u32>, transport: T) -> Self {
         Self {
             us,
             version,
+            life,
             transport,
             links: BTreeMap::new(),
             connected: BTreeSet::new(),
@@ -104,8 +106,20 @@ impl<T: Transport> Network<T> {
         if node != self.us {
             self.links
                 .entry(node)
-                .or_insert_with(|| Link::new(self.us, node, self.version));
+                .or_insert_with(|| Link::new(self.us, node, self.version).of_life(self.life));
             self.transport.set_peer(node, addr);
+        }
+    }
+
+    /// The membership says which life of the node's daemon is a member: what another one said is forgotten, and its
+    /// connections are dropped.
+    pub fn expect_life(&mut self, node: NodeId, life: u32, now: Instant) {
+        if self
+            .links
+            .get_mut(&node)
+            .is_some_and(|link| link.expect_life(life))
+        {
+            self.transport.abort(node, now);
         }
     }
 

@@ -64,7 +64,7 @@ impl Node {
             id: NodeId(id),
             addr,
             poller,
-            net: Network::new(NodeId(id), Version::V3_2, transport),
+            net: Network::new(NodeId(id), Version::V3_2, Some(id), transport),
             got: Vec::new(),
             seen: Vec::new(),
         }
@@ -316,6 +316,7 @@ fn broken_bytes_cost_the_connection() {
     let lying = Packet {
         version: Version::V3_2,
         node: NodeId(3),
+        life: None,
         body: Body::Payload {
             lockspace: SPACE,
             payload: status(),
@@ -337,6 +338,7 @@ fn broken_bytes_cost_the_connection() {
         Packet {
             version: Version::V3_2,
             node: NodeId(2),
+            life: None,
             body: Body::Opts {
                 seq,
                 options: Vec::new(),
@@ -441,4 +443,28 @@ fn a_wake_is_neither_lost_nor_doubled() {
     let thread = std::thread::spawn(move || other.wake());
     poller.wait(None, &mut ready).unwrap();
     thread.join().unwrap();
+}
+
+/// Goal: what a life of a daemon that is no member says is not heard, however often it connects; once the membership says
+/// that it is the member, all it has to say arrives. Method: node 1 is told that another life of node 2 is the member.
+#[test]
+fn a_life_that_is_no_member_is_not_heard() {
+    let mut nodes = three_tcp(77);
+    nodes[0].net.expect_life(NodeId(2), 99, Instant::now());
+    for n in 0..20 {
+        nodes[1].send(NodeId(1), n);
+        nodes[2].send(NodeId(1), n);
+    }
+    let refused = |node: &Node| {
+        let all = node.seen.iter().filter(|s| s.starts_with("Refused(WrongLife"));
+        all.count()
+    };
+    until(&mut nodes, |nodes| {
+        refused(&nodes[0]) >= 3 && nodes[0].got.len() == 20
+    });
+    assert!(nodes[0].got.iter().all(|(from, _)| *from == NodeId(3)));
+    nodes[0].net.expect_life(NodeId(2), 2, Instant::now());
+    until(&mut nodes, |nodes| nodes[0].got.len() == 40);
+    let theirs = nodes[0].got.iter().filter(|(from, _)| *from == NodeId(2));
+    assert!(theirs.map(|(_, n)| *n).eq(0..20));
 }

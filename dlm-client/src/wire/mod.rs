@@ -1,8 +1,9 @@
 //! The bytes two DLM nodes exchange, protocol 3.1 and 3.2: decoded into owned types that cannot be wrong, and back.
 //!
 //! Invariants: decoding never panics and never allocates more than the packet's own 4096 bytes call for; what was
-//! decoded encodes to the same bytes (fields the protocol leaves unused are read as zero); every error names the
-//! field, where it stands, what was found and what was expected. Nothing here knows a socket, a sequence or a lock.
+//! decoded encodes to the same bytes (fields the protocol leaves unused are read as zero, but for those in which our
+//! nodes tell their life); every error names the field, where it stands, what was found and what was expected. Nothing
+//! here knows a socket, a sequence or a lock.
 
 mod error;
 pub mod hash;

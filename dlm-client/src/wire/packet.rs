@@ -1,11 +1,11 @@
-//! A whole packet: the header, and which of the five commands it carries.
+//! A whole packet: the header, which of the five commands it carries, and of which life of its sender it is.
 
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::error::{Expected, WireError, shown};
 use super::message::Message;
 use super::raw::{RawHeader, RawOpts};
-use super::rcom::Rcom;
+use super::rcom::{DATA_AT, Rcom, RcomType};
 use crate::NodeId;
 
 /// Bytes of a header: the shortest packet.
@@ -17,6 +17,9 @@ pub const OPTS_LEN: usize = HEADER_LEN + size_of::<RawOpts>();
 /// The longest packet that fits into an OPTS, and so the longest a lockspace may make.
 pub const INNER_MAX: usize = PACKET_MAX - OPTS_LEN;
 const _: () = assert!(OPTS_LEN == 24 && INNER_MAX == 4072);
+
+/// Stands beside a life, where kernels send 0, so that nothing else is taken for one.
+const LIFE_MARK: u8 = b'l';
 
 const CMD_MSG: u8 = 1;
 const CMD_RCOM: u8 = 2;
@@ -108,6 +111,10 @@ pub struct Packet {
     pub version: Version,
     /// The sender.
     pub node: NodeId,
+    /// Which life of the sender's daemon it is of; never 0. None from a kernel. It travels in padding that kernels send as
+    /// 0 and do not look at: that of an OPTS (`o_pad`, `o_pad2`), and the second unused field of a bare STATUS or
+    /// STATUS_REPLY (`rcom_status`, `rcom_config`). Other packets have no room for it, and are sent without.
+    pub life: Option<u32>,
     /// The rest.
     pub body: Body,
 }
@@ -189,12 +196,17 @@ impl Packet {
     /// The first field that is not what the protocol allows.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let (header, body) = decode_header(bytes)?;
+        let mut life = None;
         let body = match header.cmd {
-            CMD_MSG | CMD_RCOM => Body::Payload {
-                lockspace: LockspaceId(header.u),
-                payload: decode_payload(header.cmd, body)?,
-            },
-            CMD_OPTS => decode_opts(&header, body)?,
+            CMD_MSG | CMD_RCOM => {
+                let payload = decode_payload(header.cmd, body)?;
+                life = life_offset(&payload).and_then(|at| life_from(bytes.get(at..)?));
+                Body::Payload {
+                    lockspace: LockspaceId(header.u),
+                    payload,
+                }
+            }
+            CMD_OPTS => decode_opts(&header, body, &mut life)?,
             CMD_ACK => Body::Ack { next: header.u },
             CMD_FIN => Body::Fin,
             other => {
@@ -209,6 +221,7 @@ impl Packet {
         Ok(Self {
             version: header.version,
             node: header.node,
+            life,
             body,
         })
     }
@@ -218,7 +231,14 @@ impl Packet {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match &self.body {
             Body::Payload { lockspace, payload } => {
+                let start = out.len();
                 encode_payload(self.version, self.node, *lockspace, payload, out);
+                if let Some(life) = self.life
+                    && let Some(at) = life_offset(payload).and_then(|at| start.checked_add(at))
+                    && let Some(field) = out.get_mut(at..at.saturating_add(8))
+                {
+                    field.copy_from_slice(&life_value(life).to_le_bytes());
+                }
             }
             Body::Opts {
                 seq,
@@ -239,9 +259,9 @@ impl Packet {
                 };
                 let raw = RawOpts {
                     nextcmd,
-                    pad1: 0,
+                    mark: self.life.map_or(0, |_| LIFE_MARK),
                     optlen: u16::try_from(options.len()).unwrap_or(u16::MAX).into(),
-                    pad2: 0.into(),
+                    life: self.life.unwrap_or_default().into(),
                 };
                 out.extend_from_slice(raw.as_bytes());
                 out.extend_from_slice(options);
@@ -266,7 +286,30 @@ impl Packet {
     }
 }
 
-fn decode_opts(outer: &Header, body: &[u8]) -> Result<Body, WireError> {
+/// Where a bare packet has room for the life of its sender, from its beginning on.
+fn life_offset(payload: &Payload) -> Option<usize> {
+    let Payload::Rcom(rcom) = payload else {
+        return None;
+    };
+    match rcom.kind() {
+        RcomType::Status => Some(DATA_AT + 8),
+        RcomType::StatusReply => Some(DATA_AT + 24),
+        _ => None,
+    }
+}
+
+fn life_value(life: u32) -> u64 {
+    u64::from(LIFE_MARK) << 56 | u64::from(life)
+}
+
+/// The life that `bytes` begin with, if that is what they are.
+fn life_from(bytes: &[u8]) -> Option<u32> {
+    let value = u64::from_le_bytes(*bytes.first_chunk()?);
+    let life = u32::try_from(value ^ life_value(0)).ok()?;
+    (life != 0).then_some(life)
+}
+
+fn decode_opts(outer: &Header, body: &[u8], life: &mut Option<u32>) -> Result<Body, WireError> {
     let (raw, rest) = RawOpts::read_from_prefix(body).map_err(|_| {
         WireError::new(
             "h_length of an OPTS",
@@ -316,6 +359,7 @@ fn decode_opts(outer: &Header, body: &[u8]) -> Result<Body, WireError> {
             ));
         }
     };
+    *life = Some(raw.life.get()).filter(|life| raw.mark == LIFE_MARK && *life != 0);
     Ok(Body::Opts {
         seq: outer.u,
         options: options.to_vec(),

@@ -26,9 +26,11 @@ const _: () = assert!(offset_of!(RawHeader, cmd) == 14);
 #[repr(C)]
 pub(crate) struct RawOpts {
     pub(crate) nextcmd: u8,
-    pub(crate) pad1: u8,
+    /// `o_pad`: says that `life` is one.
+    pub(crate) mark: u8,
     pub(crate) optlen: U16,
-    pub(crate) pad2: U32,
+    /// `o_pad2`: the life of the sender's daemon, from one of ours.
+    pub(crate) life: U32,
 }
 const _: () = assert!(size_of::<RawOpts>() == 8);
 const _: () = assert!(offset_of!(RawOpts, optlen) == 2);

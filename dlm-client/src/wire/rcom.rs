@@ -12,7 +12,7 @@ use crate::lvb::Lvb;
 use crate::{Lkf, Mode, NodeId, ResName};
 
 /// Where the data of a recovery message begins.
-const DATA_AT: usize = size_of::<RawHeader>() + size_of::<RawRcom>();
+pub(super) const DATA_AT: usize = size_of::<RawHeader>() + size_of::<RawRcom>();
 /// The most data a bare packet can carry.
 const DATA_MAX: usize = PACKET_MAX - DATA_AT;
 /// Bytes for the names in a NAMES_REPLY of the kernel, which always sends them all.

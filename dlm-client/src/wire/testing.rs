@@ -196,9 +196,18 @@ pub(crate) fn random_packet(rng: &mut Rng) -> Packet {
         Body::Payload { .. } if rng.bool() => Version::V3_1,
         _ => Version::V3_2,
     };
+    let has_room = match &body {
+        Body::Opts { .. } => true,
+        Body::Payload {
+            payload: Payload::Rcom(rcom),
+            ..
+        } => matches!(rcom.kind(), RcomType::Status | RcomType::StatusReply),
+        _ => false,
+    };
     Packet {
         version,
         node: NodeId(rng.u32(..)),
+        life: (has_room && rng.bool()).then(|| rng.u32(1..)),
         body,
     }
 }

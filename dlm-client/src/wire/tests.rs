@@ -140,6 +140,7 @@ fn bare(payload: Payload) -> Packet {
     Packet {
         version: Version::V3_1,
         node: NodeId(3),
+        life: None,
         body: Body::Payload {
             lockspace: LockspaceId(0x55b1_caaf),
             payload,

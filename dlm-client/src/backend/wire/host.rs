@@ -434,6 +434,13 @@ impl Host {
 
     fn order(&mut self, name: &str, order: Order) {
         let Some(id) = self.id_of(name) else { return };
+        if matches!(order, Order::Start(_)) {
+            // Before the engines speak: what another life said on a link that looks the same is not to be heard.
+            let now = Instant::now();
+            for (node, life) in self.controld.lives(name).filter(|(node, _)| *node != self.us) {
+                self.net.expect_life(node, life, now);
+            }
+        }
         let Some(space) = self.spaces.get_mut(&id) else {
             return;
         };
