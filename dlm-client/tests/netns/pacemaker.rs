@@ -204,7 +204,8 @@ fn wall_clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// The fence agent, and what is run in the place of `dlm_stonith`: that itself, which waits while there is a file `hold`,
+/// The fence agent, which takes longer than the news of a failure takes to all: Pacemaker's history and `fail_time` count
+/// whole seconds, and a fencing that is over before we hear of the failure does not count for it. And what is run in the place of `dlm_stonith`: that itself, which waits while there is a file `hold`,
 /// and a line of what it was asked and said.
 fn write_programs(lab: &Lab) {
     for needed in ["pacemakerd", "crm_mon", "stonith_admin"] {
@@ -226,7 +227,7 @@ fn write_programs(lab: &Lab) {
          port=*|nodename=*) node=${{line#*=n}};;\n  esac\ndone\n\
          echo \"$(hostname) $action $node\" >> {dir}/agent\n\
          case $action in\n  metadata) cat {dir}/metadata;;\n  on|monitor|status) ;;\n  off|reboot)\n    \
-         tag=$node.$(hostname).$$\n    : > {dir}/switch/off.$tag\n    \
+         sleep 1.5\n    tag=$node.$(hostname).$$\n    : > {dir}/switch/off.$tag\n    \
          until [ -e {dir}/switch/done.$tag ]; do sleep 0.05; done;;\n  *) exit 1;;\nesac\n"
     );
     program(&lab.path("fence_lab"), &agent);
