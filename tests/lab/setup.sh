@@ -1,13 +1,15 @@
 #!/bin/sh
 # Install the Debian packages that this project's tests use on the host: the emulator, the tools that
-# assemble a guest, the reference gfs2-utils that our programs are measured against, and the corosync of the namespaces.
+# assemble a guest, the reference gfs2-utils that our programs are measured against, and the corosync and Pacemaker of the
+# namespaces. Of dlm-controld only the program dlm_stonith is used. No service of theirs is started, now or at boot.
 #
 #   usage: tests/lab/setup.sh        (as root; idempotent, silent when there is nothing to do)
 set -eu
 
 PACKAGES="qemu-system-x86 cpio zstd xz-utils kmod util-linux fuse3
  gfs2-utils attr acl e2fsprogs fio tshark gdb
- corosync corosync-qdevice corosync-qnetd iproute2"
+ corosync corosync-qdevice corosync-qnetd pacemaker pacemaker-cli-utils dlm-controld iproute2"
+SERVICES="corosync corosync-qdevice corosync-qnetd pacemaker dlm"
 
 missing=
 for p in $PACKAGES; do
@@ -17,7 +19,18 @@ done
 
 [ "$(id -u)" = 0 ] || { echo "setup.sh: run as root to install:$missing" >&2; exit 1; }
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+policy=/usr/sbin/policy-rc.d
+[ -e "$policy" ] && policy=
+trap 'rm -f "$log" ${policy:+"$policy"}' EXIT
+if [ -n "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 755 "$policy"
+fi
+# A service that was here before is somebody's; one that comes now is not to be enabled.
+new=
+for s in $SERVICES; do
+  [ -e "/lib/systemd/system/$s.service" ] || new="$new $s"
+done
 export DEBIAN_FRONTEND=noninteractive
 # shellcheck disable=SC2086
 if ! { apt-get update && apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1; then
@@ -25,4 +38,7 @@ if ! { apt-get update && apt-get install -y --no-install-recommends $missing; } 
   echo "setup.sh: could not install:$missing" >&2
   exit 1
 fi
+for s in $new; do
+  ! command -v systemctl >/dev/null || systemctl disable --quiet "$s" 2>/dev/null || true
+done
 echo "setup.sh: installed$missing"

@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, Thread};
 
 use parking_lot::{Mutex, MutexGuard};
+use tracing::warn;
 
 use crate::controld::codec::global_id;
 use crate::controld::{Controld, Status as DaemonStatus};
 use crate::engine::{Config, ResourceInfo};
 use crate::event::queue;
-use crate::fence::agent::unfence;
+use crate::fence::agent::{missing, unfence};
 use crate::fence::conf::DlmConf;
 use crate::membership::Membership;
 use crate::transport::{Network, Poller, Traffic, Transport};
@@ -167,6 +168,16 @@ impl WireDlm {
         };
         let us = config.us;
         unfence(&options.conf, us).map_err(LockError::Service)?;
+        let others: Vec<NodeId> = config
+            .nodes
+            .iter()
+            .map(|info| info.node)
+            .filter(|id| *id != us)
+            .collect();
+        let search = std::env::var_os("PATH").unwrap_or_default();
+        for line in missing(&options.conf, &others, &search) {
+            warn!("{line}");
+        }
         let life = stamp();
         let (controld, actions) = Controld::new(config, options.conf.clone(), life);
         let network = Network::new(us, options.version, Some(life), transport);

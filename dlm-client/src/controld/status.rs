@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::action::Now;
 use super::codec::ChangeInfo;
 use crate::NodeId;
-use crate::fence::agent::NOT_RUN;
+use crate::fence::agent::{NOT_RUN, repair};
+use crate::fence::conf::DEFAULT_AGENT;
 
 /// What a lockspace waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,9 +145,13 @@ impl Status {
                 };
                 let agent = fencing.agent.as_deref().unwrap_or("none started here");
                 let failure = match fencing.last_failure {
-                    Some((by, NOT_RUN)) => format!(
-                        ", which cannot be run on node {}: install it, or correct dlm.conf",
-                        by.0
+                    Some((by, NOT_RUN)) => {
+                        format!(", which cannot be run on node {}: {}", by.0, repair(agent))
+                    }
+                    Some((by, result)) if agent == DEFAULT_AGENT => format!(
+                        ", last failure {result} on node {}: it asks Pacemaker, which must run there and have a fence \
+                         device for node {}",
+                        by.0, node.0
                     ),
                     Some((by, result)) => format!(", last failure {result} on node {}", by.0),
                     None => String::new(),

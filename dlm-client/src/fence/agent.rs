@@ -3,21 +3,66 @@
 //! Invariants: an agent is killed only while it has not been reaped, so never another process of the same number; its
 //! end is reported once, unless it was stopped; its output goes nowhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
 use parking_lot::Mutex;
+use rustix::fs::{Access, access};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
-use super::conf::DlmConf;
+use super::conf::{DEFAULT_AGENT, DlmConf};
 use crate::NodeId;
 
 /// What an agent that cannot be run at all counts as.
 pub(crate) const NOT_RUN: i32 = 127;
+
+/// What to do about an agent that cannot be run.
+pub(crate) fn repair(agent: &str) -> &'static str {
+    if agent == DEFAULT_AGENT {
+        "install it (package dlm-controld of Debian, dlm of Fedora, libdlm of openSUSE) where Pacemaker is, or name a \
+         fence device in dlm.conf"
+    } else {
+        "install it, or correct dlm.conf"
+    }
+}
+
+/// Can a program of that name, or at that path, be run? `search` is what `PATH` is.
+fn is_there(agent: &str, search: &OsStr) -> bool {
+    let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    if agent.contains('/') {
+        return runs(Path::new(agent));
+    }
+    std::env::split_paths(search).any(|folder| runs(&folder.join(agent)))
+}
+
+/// Agents that fence one of `nodes`, by the configuration, and are not there: one line each, which says what to do.
+pub(crate) fn missing(conf: &DlmConf, nodes: &[NodeId], search: &OsStr) -> Vec<String> {
+    if !conf.enable_fencing {
+        return Vec::new();
+    }
+    let devices = nodes.iter().flat_map(|node| conf.devices(*node));
+    let agents: BTreeSet<String> = devices.map(|device| device.agent).collect();
+    let absent = agents.iter().filter(|agent| !is_there(agent, search));
+    absent
+        .map(|agent| {
+            let default = if agent == DEFAULT_AGENT {
+                ", which asks Pacemaker and is the default where dlm.conf names no fence device,"
+            } else {
+                ""
+            };
+            format!(
+                "fence agent {agent}{default} is not there: {}; without it this node cannot fence",
+                repair(agent)
+            )
+        })
+        .collect()
+}
 
 /// An agent that runs; none once it is reaped.
 type Running = Arc<Mutex<Option<Child>>>;
@@ -82,7 +127,8 @@ impl<K: Ord + Copy + Send + 'static> Agents<K> {
             Err(error) => {
                 done(key, NOT_RUN);
                 return Err(format!(
-                    "fence agent {agent} cannot be run: {error}; install it, or correct dlm.conf"
+                    "fence agent {agent} cannot be run: {error}; {}",
+                    repair(agent)
                 ));
             }
         };
@@ -132,8 +178,9 @@ pub fn unfence(conf: &DlmConf, us: NodeId) -> Result<(), String> {
             }
             Err(error) => {
                 return Err(format!(
-                    "fence agent {} cannot be run: {error}; install it, or correct dlm.conf",
-                    device.agent
+                    "fence agent {} cannot be run: {error}; {}",
+                    device.agent,
+                    repair(&device.agent)
                 ));
             }
         }

@@ -590,14 +590,16 @@ impl Parser {
             ("plock_ownership" | "enable_fscontrol", 0) => {}
             ("plock_ownership", _) => {
                 return self.error(
-                    "plock_ownership=1 is not supported".to_owned(),
-                    "set it to 0 on all nodes of the cluster",
+                    "plock_ownership=1 is not supported: daemons then send messages about POSIX locks that ours do not know"
+                        .to_owned(),
+                    "set it to 0 on all nodes of the cluster: all must have the same",
                 );
             }
             ("enable_fscontrol", _) => {
                 return self.error(
-                    "enable_fscontrol=1 is not supported".to_owned(),
-                    "remove it on all nodes: it makes daemons speak another protocol",
+                    "enable_fscontrol=1 is not supported: daemons then speak version 2 of their protocol, not 3"
+                        .to_owned(),
+                    "remove it on all nodes of the cluster: all must have the same",
                 );
             }
             _ => return self.unreadable(key, &number.to_string()),

@@ -3,17 +3,21 @@
 //! Invariants: nothing outside the namespaces is changed; whatever was started dies with the thread that started it, and
 //! with it the namespaces, mounts and links.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
+
+use crate::power::{Power, Powers};
 
 /// Corosync's token time, in milliseconds: a silent node is given up after 2.2 times that.
 pub(crate) const TOKEN: u64 = 1500;
@@ -78,9 +82,10 @@ struct Node {
     holder: Child,
     /// The first process inside, as the host numbers it.
     init: u32,
-    corosync: Option<Child>,
+    power: Arc<Power>,
     process: Option<Child>,
-    device: Option<Child>,
+    /// Corosync and what else was started with it.
+    services: Vec<Child>,
     lives: u32,
 }
 
@@ -94,13 +99,16 @@ pub(crate) struct Lab {
     /// Votes of a quorum device.
     qdevice: bool,
     server: Option<Node>,
+    powers: Powers,
+    /// Where our process on a node looks for programs, if that is not where this one does.
+    search: BTreeMap<u32, String>,
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
         // All at once: each takes its time to go.
         for node in self.nodes.iter().flatten() {
-            cut(node);
+            node.power.off();
         }
         for id in 1..=self.count() {
             self.power_off(id);
@@ -113,18 +121,10 @@ impl Drop for Lab {
     }
 }
 
-fn cut(node: &Node) {
-    if let Some(init) = Pid::from_raw(node.init as i32) {
-        let _ = kill_process(init, Signal::KILL);
-    }
-}
-
 /// Takes the power away: with the first process of its namespace, all of them die.
 fn end(mut node: Node) {
-    cut(&node);
-    for child in [node.corosync, node.process, node.device].into_iter().flatten() {
-        reap(child);
-    }
+    node.power.off();
+    node.process.into_iter().chain(node.services).for_each(reap);
     let _ = node.holder.wait();
 }
 
@@ -149,6 +149,8 @@ impl Lab {
             boots: Vec::new(),
             qdevice,
             server: None,
+            powers: Powers::default(),
+            search: BTreeMap::new(),
         };
         wait_for("the switch", Duration::from_secs(20), || {
             let ours = fs::read_link("/proc/self/ns/net").ok()?;
@@ -162,7 +164,8 @@ impl Lab {
         if qdevice {
             let mut server = lab.namespace(100);
             let listen = ["corosync-qnetd", "-f", "-s", "off", "-l", "10.77.0.100"];
-            server.device = Some(lab.start_in(&server, &listen, "qnetd.out"));
+            let service = lab.start_in(&server, &listen, "qnetd.out");
+            server.services.push(service);
             lab.server = Some(server);
         }
         lab
@@ -233,8 +236,25 @@ impl Lab {
     /// The delay in seconds after which nodes are fenced that do not come back by themselves, and the agent that does
     /// it, on all nodes that are started from now on.
     pub(crate) fn fence_with(&self, delay: u32, agent: &str) {
-        let conf = format!("post_join_delay={delay}\nenable_startup_fencing=0\nfence_all {agent}\n");
+        self.fence_by_default(delay);
+        let conf = File::options().append(true).open(self.path("dlm.conf"));
+        writeln!(conf.unwrap(), "fence_all {agent}").unwrap();
+    }
+
+    /// The same without a fence device in dlm.conf.
+    pub(crate) fn fence_by_default(&self, delay: u32) {
+        let conf = format!("post_join_delay={delay}\nenable_startup_fencing=0\n");
         fs::write(self.path("dlm.conf"), conf).unwrap();
+    }
+
+    /// Where our process on a node looks for programs, from its next start on.
+    pub(crate) fn search(&mut self, id: u32, path: &str) {
+        self.search.insert(id, path.to_owned());
+    }
+
+    /// The power of the nodes that are on, now and later.
+    pub(crate) fn powers(&self) -> Powers {
+        Arc::clone(&self.powers)
     }
 
     /// A person says that a node is off, and it is.
@@ -301,11 +321,28 @@ impl Lab {
         Node {
             holder,
             init,
-            corosync: None,
+            power: Arc::new(Power::of(init)),
             process: None,
-            device: None,
+            services: Vec::new(),
             lives: 0,
         }
+    }
+
+    /// Starts something on a node that is up; it ends with the node.
+    pub(crate) fn serve(&mut self, id: u32, argv: &[&str], output: &str) {
+        let service = self.start_in(self.nodes[id as usize - 1].as_ref().expect("on"), argv, output);
+        self.node(id).services.push(service);
+    }
+
+    /// What a command on a node says; it has 20 seconds.
+    pub(crate) fn ask(&mut self, id: u32, argv: &[&str]) -> Output {
+        let pid = self.node(id).init.to_string();
+        Command::new("nsenter")
+            .args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--", "timeout", "20"])
+            .args(argv)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     fn start_in(&self, node: &Node, argv: &[&str], output: &str) -> Child {
@@ -362,6 +399,11 @@ impl Lab {
         self.path(&format!("n{id}/log/corosync.log"))
     }
 
+    /// There where Pacemaker runs, too.
+    pub(crate) fn pacemaker_log(&self, id: u32) -> PathBuf {
+        self.path(&format!("n{id}/pacemaker-log/pacemaker.log"))
+    }
+
     /// The last lines of a file.
     fn show_file(&self, path: &Path, most: usize) {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -375,17 +417,20 @@ impl Lab {
     pub(crate) fn boot(&mut self, id: u32) {
         let begin = clock();
         let mut node = self.namespace(id);
-        node.corosync = Some(self.start_in(&node, &["corosync", "-f"], &format!("corosync{id}.out")));
+        let corosync = self.start_in(&node, &["corosync", "-f"], &format!("corosync{id}.out"));
+        node.services.push(corosync);
         if self.qdevice {
             let wait =
                 "until corosync-quorumtool > /dev/null 2>&1; do sleep 0.2; done; exec corosync-qdevice -f";
             let device = ["sh", "-c", wait];
-            node.device = Some(self.start_in(&node, &device, &format!("qdevice{id}.out")));
+            let service = self.start_in(&node, &device, &format!("qdevice{id}.out"));
+            node.services.push(service);
         }
         let index = id as usize - 1;
         self.lives[index] += 1;
         node.lives = self.lives[index];
         self.boots.push((id, node.lives, begin));
+        self.powers.lock().insert(id, Arc::clone(&node.power));
         self.nodes[index] = Some(node);
     }
 
@@ -396,6 +441,8 @@ impl Lab {
         let node = self.node(id);
         let (pid, lives) = (node.init.to_string(), node.lives);
         let us = std::env::current_exe().unwrap();
+        let search = self.search.get(&id).cloned();
+        let search = search.unwrap_or_else(|| std::env::var("PATH").expect("where programs are"));
         let error = File::create(self.path(&format!("process{id}.{lives}.out"))).unwrap();
         let process = Command::new("setpriv")
             .args([
@@ -411,6 +458,8 @@ impl Lab {
                 "-n",
                 "-p",
                 "--",
+                "env",
+                &format!("PATH={search}"),
             ])
             .arg(us)
             .env("NETNS_NODE", id.to_string())
@@ -452,44 +501,13 @@ impl Lab {
         let text = fs::read_to_string(&conf).unwrap();
         assert!(text.contains(from), "{from:?} is not in {text}");
         fs::write(&conf, text.replace(from, to)).unwrap();
-        let pid = self.node(id).init.to_string();
-        let argv = [
-            "nsenter",
-            "-t",
-            &pid,
-            "-m",
-            "-u",
-            "-i",
-            "-n",
-            "-p",
-            "--",
-            "corosync-cfgtool",
-            "-R",
-        ];
-        run(&argv, Stdio::null());
+        let done = self.ask(id, &["corosync-cfgtool", "-R"]);
+        assert!(done.status.success(), "{done:?}");
     }
 
     /// The votes that a node counts.
     pub(crate) fn votes(&mut self, id: u32) -> Option<u32> {
-        let pid = self.node(id).init.to_string();
-        let done = Command::new("nsenter")
-            .args([
-                "-t",
-                &pid,
-                "-m",
-                "-u",
-                "-i",
-                "-n",
-                "-p",
-                "--",
-                "timeout",
-                "10",
-                "corosync-quorumtool",
-                "-s",
-            ])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let done = self.ask(id, &["corosync-quorumtool", "-s"]);
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
         let line = text.lines().find(|line| line.starts_with("Total votes:"))?;
         line.split_whitespace().last()?.parse().ok()
@@ -505,6 +523,7 @@ impl Lab {
 
     /// Power off, without a word.
     pub(crate) fn power_off(&mut self, id: u32) {
+        self.powers.lock().remove(&id);
         if let Some(node) = self.nodes[id as usize - 1].take() {
             end(node);
         }
@@ -512,24 +531,12 @@ impl Lab {
 
     /// Our processes and corosync's in a node, as the host numbers them.
     fn pids(&mut self, id: u32, name: Option<&str>) -> Vec<Pid> {
-        let init = self.node(id).init;
-        let space = fs::read_link(format!("/proc/{init}/ns/pid")).unwrap();
-        let mut pids = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|text| text.parse::<i32>().ok())
-            else {
-                continue;
-            };
-            let inside = fs::read_link(entry.path().join("ns/pid")).is_ok_and(|its| its == space);
-            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            let wanted = name.is_none_or(|name| comm.trim().starts_with(name));
-            if inside && wanted && pid != init as i32 {
-                pids.extend(Pid::from_raw(pid));
-            }
-        }
+        let power = Arc::clone(&self.node(id).power);
+        let mut pids = power.processes();
+        pids.retain(|pid| {
+            let comm = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+            name.is_none_or(|name| comm.is_ok_and(|comm| comm.trim().starts_with(name)))
+        });
         pids
     }
 
@@ -629,6 +636,7 @@ impl Lab {
         // What corosync did from its start on fits: it says little.
         for id in 1..=self.count() {
             self.show_file(&self.corosync_log(id), most.max(150));
+            self.show_file(&self.pacemaker_log(id), most.max(150));
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Real corosyncs in network namespaces, each with a process of ours: locks while nodes stop, vanish and come back.
 //!
-//! Needs root, corosync and its client libraries, iproute2 and util-linux; where one is missing the tests fail and say
-//! which. The judge reads the logs of all nodes at the end: no two ever held what excludes the other.
+//! Needs root, corosync and its client libraries, Pacemaker, the stock `dlm_stonith`, iproute2 and util-linux; where one is
+//! missing the tests fail and say which. The judge reads the logs of all nodes at the end: no two ever held what excludes
+//! the other.
 
 mod judge;
 mod lab;
 mod node;
+mod pacemaker;
+mod power;
 
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ const RECOVERY: f64 = 2.0 * (2.2 * TOKEN as f64 / 1000.0 + 2.0 + 2.0);
 
 type Scenario = (&'static str, fn());
 
-const SCENARIOS: [Scenario; 10] = [
+const SCENARIOS: [Scenario; 12] = [
     (
         "bad_input_gets_one_line_that_says_what_to_do",
         bad_input_gets_one_line_that_says_what_to_do,
@@ -58,6 +61,14 @@ const SCENARIOS: [Scenario; 10] = [
     (
         "posix_locks_are_the_same_on_all_nodes",
         posix_locks_are_the_same_on_all_nodes,
+    ),
+    (
+        "pacemaker_fences_for_us_and_once",
+        pacemaker::pacemaker_fences_for_us_and_once,
+    ),
+    (
+        "without_pacemaker_nothing_is_granted_and_both_nodes_say_what_is_missing",
+        pacemaker::without_pacemaker_nothing_is_granted_and_both_nodes_say_what_is_missing,
     ),
 ];
 

@@ -237,6 +237,11 @@ pub(crate) fn process() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["quit"] => quit.store(true, Ordering::Release),
+            // The node stays without a lockspace.
+            ["leave"] => {
+                quit.store(true, Ordering::Release);
+                continue;
+            }
             ["plocks"] => {
                 let lines = dlm.plock_lines("fs").unwrap_or_default();
                 log.line(&format!("plocks {}", lines.join(" | ")));

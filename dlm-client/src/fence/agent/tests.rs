@@ -54,6 +54,29 @@ fn an_agent_that_is_not_there_or_dies_of_a_signal_has_failed() {
 }
 
 #[test]
+fn an_agent_that_is_not_there_is_told_before_it_is_needed_and_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = [2, 3].map(NodeId);
+    let search = std::env::join_paths(["/nowhere".as_ref(), folder.path()]).unwrap();
+    let told = |conf: &str| missing(&DlmConf::parse(conf).unwrap(), &nodes, &search);
+    let default = told("");
+    assert_eq!(default.len(), 1, "{default:?}");
+    for what in ["dlm_stonith", "Pacemaker", "dlm-controld of Debian", "dlm.conf"] {
+        assert!(default[0].contains(what), "{default:?}");
+    }
+    assert_eq!(told("enable_fencing=0\n"), [""; 0]);
+    let own = told("device a /nowhere/fence_x\nconnect a node=2\n");
+    assert_eq!(own.len(), 2, "node 3 is left to the default: {own:?}");
+    assert!(own[0].starts_with("fence agent /nowhere/fence_x is not there: install it, or correct dlm.conf"));
+    // A file that cannot be run is no program; one that can is found by its name and by its path.
+    std::fs::write(folder.path().join(DEFAULT_AGENT), "").unwrap();
+    assert_eq!(told(""), default);
+    let path = agent(folder.path(), DEFAULT_AGENT, "exit 0");
+    assert_eq!(told(""), [""; 0]);
+    assert_eq!(told(&format!("fence_all {path}\n")), [""; 0]);
+}
+
+#[test]
 fn an_agent_that_hangs_is_stopped_with_its_children() {
     let folder = tempfile::tempdir().unwrap();
     let mut agents = Agents::default();

@@ -138,6 +138,27 @@ fn errors_name_the_line_and_what_to_do() {
     assert!(DlmConf::parse(&long).is_err());
 }
 
+/// What changes the messages between daemons cannot be passed over: the others would not be understood.
+#[test]
+fn options_that_change_the_protocol_are_refused_in_one_line_that_says_why() {
+    let cases = [
+        (
+            "post_join_delay=3\nplock_ownership=1\n",
+            "dlm.conf line 2: plock_ownership=1 is not supported: daemons then send messages about POSIX locks that \
+             ours do not know; set it to 0 on all nodes of the cluster: all must have the same",
+        ),
+        (
+            "enable_fscontrol=1\n",
+            "dlm.conf line 1: enable_fscontrol=1 is not supported: daemons then speak version 2 of their protocol, not 3; \
+             remove it on all nodes of the cluster: all must have the same",
+        ),
+    ];
+    for (text, line) in cases {
+        assert_eq!(DlmConf::parse(text).unwrap_err().to_string(), line);
+    }
+    assert!(DlmConf::parse("plock_ownership=0\nenable_fscontrol=0\n").is_ok());
+}
+
 #[test]
 fn parallel_devices_have_one_name_up_to_the_colon() {
     let text = "device foo:1 x\nconnect foo:1 node=1\n\ndevice foo:2 x\nconnect foo:2 node=1\n\n\
