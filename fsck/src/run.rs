@@ -435,6 +435,9 @@ impl<'a> Run<'a> {
         journals: &[Journal],
         reporter: &mut dyn Reporter,
     ) -> Result<bool, Stop> {
+        if self.policy.read_only && self.policy.as_it_lies {
+            return Ok(false);
+        }
         let dirty = journals
             .iter()
             .filter(|journal| journal.dirty && journal.replayable);
