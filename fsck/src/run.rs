@@ -101,6 +101,10 @@ impl<'a> Run<'a> {
         };
         if self.repairs {
             self.outcome.corrected = self.outcome.errors.saturating_sub(left);
+            if self.outcome.stopped && !changes.has_repairs() {
+                // Where it could not go on, and nothing is to be written: no finding was repaired (but by a replay).
+                self.outcome.corrected = 0;
+            }
         }
         if self.outcome.cancelled {
             changes.unguard()?;
