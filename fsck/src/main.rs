@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod cluster;
 mod mounted;
 mod terminal;
 
@@ -164,10 +165,16 @@ fn run() -> u8 {
         return usage("fsck.gfs2: no device given; -h shows the usage");
     };
     let look = options.no || (options.dry_run && options.restore.is_none());
+    let refused = |why: String| usage(&format!("fsck.gfs2: {}: {why}", path.display()));
     let (device, root) = match claim(&path, look, options.force_mounted) {
         Ok(opened) => opened,
-        Err(why) => return usage(&format!("fsck.gfs2: {}: {why}", path.display())),
+        Err(why) => return refused(why),
     };
+    // Preening alone writes nothing to what other nodes may have mounted, and says so itself.
+    let preens = preen && !options.force && options.restore.is_none();
+    if !preens && let Err(why) = ask_cluster(&path, &device, look || options.force_mounted) {
+        return refused(why);
+    }
     let task = Task {
         options: &options,
         path: &path,
@@ -260,6 +267,23 @@ fn claim(path: &Path, look: bool, forced: bool) -> Result<(FileDevice, bool), St
         _ => e.to_string(),
     });
     Ok((opened?, root && !look))
+}
+
+/// Asks whether nodes of this machine's cluster have the volume mounted; who may not go on (`anyway`) is told why.
+fn ask_cluster(path: &Path, device: &FileDevice, anyway: bool) -> Result<(), String> {
+    match cluster::users_of(device) {
+        None => {}
+        Some(Ok(users)) if !anyway => return Err(format!("{users}; unmount it there first")),
+        Some(Ok(users)) => complain(&format!(
+            "fsck.gfs2: {}: {users}: what is found may be about to change",
+            path.display()
+        )),
+        Some(Err(why)) => complain(&format!(
+            "fsck.gfs2: {}: cannot tell whether other nodes have it mounted: {why}",
+            path.display()
+        )),
+    }
+    Ok(())
 }
 
 fn open(path: &Path, read_only: bool, exclusive: bool) -> Result<FileDevice, Error> {
