@@ -22,7 +22,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use support::host::{Host, assert_fsck_clean, sparse};
+use support::host::{assert_fsck_clean, assert_ours_clean, sparse};
 
 /// Operations of a process, unless CHURN_OPS says more.
 const OPS: u64 = 4000;
@@ -377,8 +377,7 @@ fn crowd_on(options: &str, environment: &[(&str, &str)], ops: u64) {
     let stripes = fs::read(&striped).expect("the striped file");
     assert!(stripes.iter().filter(|b| **b != 0).count() > 6 << 20);
     mount.unmount();
-    let ours = Host::new(program("fsck-gfs2")).arg("-n").arg(&image).run();
-    assert_eq!(ours.rc, 0, "{}", ours.output);
+    assert_ours_clean(&program("fsck-gfs2"), &image);
     assert_fsck_clean(&image);
     let mount = Mount::new(&image, "ro");
     assert!(

@@ -1,5 +1,6 @@
-//! Goal: a volume that is in use is not repaired under whoever uses it, and a root filesystem that was repaired asks for
-//! a reboot. Method: our own live mount, and a namespace whose root says that it comes from a damaged image.
+//! Goal: a volume that is in use is not repaired under whoever uses it, a root filesystem that was repaired asks for a
+//! reboot, and what a crash leaves is told as the reference tells it. Method: our own live mount, a namespace whose root
+//! says that it comes from a damaged image, and mounts whose daemon is killed.
 
 mod ours;
 mod support;
@@ -10,7 +11,7 @@ use ours::{Mount, errors, mkfs, program, run};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use support::host::sparse;
+use support::host::{Host, reference_fsck, sparse};
 
 const MIB: u64 = 1 << 20;
 
@@ -97,4 +98,71 @@ fn a_root_filesystem_that_was_repaired_asks_for_a_reboot() {
     assert!(text.contains("reboot now"), "{text}");
     let again = under_a_root_of(&image, &root, "-y");
     assert_eq!(again.status.code(), Some(0), "{}", errors(&again));
+}
+
+/// What is done before the power goes: files that are made, then how many of them are removed again, and whether what was
+/// done is synced.
+const LIVES: &[(u32, u32, bool)] = &[
+    (3, 0, false),
+    (3, 0, true),
+    (3, 2, true),
+    (300, 0, true),
+    (300, 200, true),
+];
+
+/// A crash of a volume without damage: `-n` exits as the reference's does, says which journal is dirty, and a look that is
+/// to be strict has another code. The reference does not replay in memory: what is not in its place yet is an error to it.
+#[test]
+fn a_crash_is_told_as_the_reference_tells_it() {
+    let dir = support::scratch("fsck-live");
+    let mut codes = Vec::new();
+    for (made, removed, synced) in LIVES {
+        let image = volume(dir.path());
+        let mount = Mount::new(&image, "");
+        for n in 0..*made {
+            let folder = mount.join(format!("folder{}", n % 7));
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(format!("file{n}")), vec![7; n as usize * 97]).unwrap();
+        }
+        if *synced {
+            Host::new("sync").arg("-f").arg(mount.path()).check();
+        }
+        for n in 0..*removed {
+            fs::remove_file(mount.join(format!("folder{}/file{n}", n % 7))).unwrap();
+        }
+        if *synced {
+            fs::File::open(mount.path()).unwrap().sync_all().unwrap();
+        }
+        mount.crash();
+        let what = format!("{made} made, {removed} removed, synced: {synced}");
+        let output = fsck(&["-n"], &image);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let theirs = reference_fsck(&image);
+        // What was not written by then leaves no trace.
+        let dirty = said.contains("journal0 is dirty and was not replayed.");
+        assert_eq!(
+            dirty,
+            theirs.output.contains("Journal #1 (\"journal0\") is dirty"),
+            "{what}:\n{said}\n--- the reference:\n{}",
+            theirs.output
+        );
+        let ours = output.status.code().unwrap();
+        assert_eq!(
+            ours, theirs.rc,
+            "{what}:\n{said}\n--- the reference:\n{}",
+            theirs.output
+        );
+        println!("{what}: dirty: {dirty}, exit code {ours}");
+        if !dirty {
+            continue;
+        }
+        let strict = fsck(&["--dry-run"], &image);
+        assert_eq!(strict.status.code(), Some(4), "{what}: {}", errors(&strict));
+        codes.push(ours);
+        let repaired = fsck(&["-y"], &image);
+        assert_eq!(repaired.status.code(), Some(1), "{what}: {}", errors(&repaired));
+        support::host::assert_ours_clean(&program("fsck-gfs2"), &image);
+        support::host::assert_fsck_clean(&image);
+    }
+    assert!(codes.contains(&0), "no crash was passed over: {codes:?}");
 }

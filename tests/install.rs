@@ -163,6 +163,8 @@ fn a_line_in_fstab_mounts_and_umount_leaves_a_clean_journal() {
         ),
     );
     assert_eq!(said.matches("kept").count(), 2, "{said}");
+    // Both looks: the exit code alone would pass over a journal that was left dirty.
+    assert_eq!(said.matches(": clean, ").count(), 2, "{said}");
 }
 
 /// The fenced shell blocks of the README, in order.
@@ -188,6 +190,7 @@ fn the_two_commands_of_the_readme_are_the_demo_and_these_tests() {
         "make the filesystem",
         "mount it",
         "every byte is what was written",
+        ": clean, ",
         "done:",
     ] {
         assert!(said.contains(step), "the demo did not say '{step}':\n{said}");
@@ -221,7 +224,8 @@ fn the_other_commands_of_the_readme_work_as_written() {
         // Nobody is there to answer the question.
         .replace("mkfs.gfs2 ", "mkfs.gfs2 -O ");
     let writable = "mkdir -p /run/etc; mount -t tmpfs tmpfs /run/etc; touch /run/etc/fstab; mount --bind /run/etc/fstab /etc/fstab\n";
-    with_system("", &format!("{writable}{script}"));
+    let said = with_system("", &format!("{writable}{script}"));
+    assert!(said.contains(": clean, "), "{said}");
 }
 
 #[test]
@@ -241,7 +245,9 @@ fn umount_of_the_directory_returns_when_the_journal_is_clean() {
     );
     let said = with_system(
         "",
-        &format!("mkfs.gfs2 -q -O -p lock_nolock -J 8 {device}\n{round}{round}fsck.gfs2 -n -q {device}\n"),
+        &format!(
+            "mkfs.gfs2 -q -O -p lock_nolock -J 8 {device}\n{round}{round}fsck.gfs2 --dry-run -q {device}\n"
+        ),
     );
     assert_eq!(said.matches("free").count(), 2, "{said}");
 }

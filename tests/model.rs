@@ -21,7 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::host::{Host, assert_fsck_clean, sparse};
+use support::host::{assert_fsck_clean, assert_ours_clean, sparse};
 use support::model::Kind;
 use support::walk::walk;
 use support::workload::{Mix, Workload};
@@ -91,8 +91,7 @@ fn settle(workload: &Workload, mount: &Mount) {
 /// Our checker and the reference's.
 #[track_caller]
 fn assert_clean(image: &Path) {
-    let ours = Host::new(program("fsck-gfs2")).arg("-n").arg(image).run();
-    assert_eq!(ours.rc, 0, "fsck-gfs2 -n {}:\n{}", image.display(), ours.output);
+    assert_ours_clean(&program("fsck-gfs2"), image);
     assert_fsck_clean(image);
 }
 

@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::guest::Kernel;
-use support::host::{Host, assert_fsck_clean, reference_mkfs, sparse};
+use support::host::{Host, assert_fsck_clean, assert_ours_clean, reference_mkfs, sparse};
 use support::vm::Vm;
 
 /// Threads of the load.
@@ -117,8 +117,7 @@ fn a_daemon_killed_under_load_leaves_errors_and_what_was_synced() {
         }
         fs::remove_dir_all(mount.join(format!("round{round}"))).expect("rm -r");
         mount.unmount();
-        let ours = Host::new(program("fsck-gfs2")).arg("-n").arg(&image).run();
-        assert_eq!(ours.rc, 0, "{}", ours.output);
+        assert_ours_clean(&program("fsck-gfs2"), &image);
         assert_fsck_clean(&image);
     }
 }

@@ -324,6 +324,8 @@ impl<'a> Check<'a> {
             Class::Warning => self.outcome.warnings += 1,
             Class::Error | Class::Fatal => self.outcome.errors += 1,
         }
+        self.outcome.dirty += u64::from(problem.kind == Kind::JournalDirty);
+        self.outcome.unlinked += u64::from(problem.kind == Kind::Unlinked);
         self.told.push(problem);
         if self.told.len() >= TOLD {
             // So many need no path.

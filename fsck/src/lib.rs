@@ -2,12 +2,14 @@
 //!
 //! A check reads the whole of the metadata, in parallel and in disk order, believes nothing, and reports findings as
 //! data (see [`problem`]). Dirty journals are replayed; when they may not be, the check goes on with a replay in
-//! memory, so that what it reports is damage and not the crash. Where it may, it repairs what it found in an overlay,
-//! checks again until nothing is left to repair, and then writes the changes (`repair/README.md`).
+//! memory, so that what it reports is damage and not the crash (unless [`Policy::as_it_lies`]). Where it may, it repairs
+//! what it found in an overlay, checks again until nothing is left to repair, and then writes the changes
+//! (`repair/README.md`).
 //!
 //! Invariants: a read-only check writes nothing; bytes of any kind end in findings, never in a panic, an endless loop
 //! or unbounded memory (two bits a block where neighbours differ, 32 bytes an inode, the blocks that change).
-//! This crate knows nothing of the driver: both are witnesses for each other.
+//! This crate knows nothing of the driver: both are witnesses for each other. Nor does this library know of a cluster; the
+//! program asks one (`cluster.rs`).
 
 mod check;
 mod observed;
@@ -38,6 +40,8 @@ pub const MEMORY: u64 = 64 << 20;
 pub struct Policy {
     /// Write nothing, ask nothing.
     pub read_only: bool,
+    /// With `read_only`: look at the volume as it lies, not as the replay of its dirty journals would leave it.
+    pub as_it_lies: bool,
     /// Preening: clean journals and a resource index that can be read are enough, as for the original; a dirty journal of a volume that several nodes may have
     /// mounted is left alone.
     pub preen: bool,
@@ -65,6 +69,7 @@ impl Policy {
     pub fn read_only() -> Self {
         Self {
             read_only: true,
+            as_it_lies: false,
             preen: false,
             force: false,
             dry_run: false,
@@ -95,6 +100,10 @@ pub struct Outcome {
     pub warnings: u64,
     /// Errors that were repaired.
     pub corrected: u64,
+    /// Journals that were dirty (each is an error, too).
+    pub dirty: u64,
+    /// Inodes that were unlinked and never deleted (each is an error, too).
+    pub unlinked: u64,
     /// Bytes that were needed, if that was more than [`Policy::memory`]; else 0.
     pub memory: u64,
     /// Blocks that could not be read (each is an error, too).
@@ -110,6 +119,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Is there nothing but what a crash leaves without damage? Journals to be replayed, and inodes that were unlinked and
+    /// not deleted: a mount deals with both.
+    #[must_use]
+    pub const fn is_crash_alone(&self) -> bool {
+        self.dirty > 0 && self.errors == self.dirty.saturating_add(self.unlinked)
+    }
+
     /// Damage that is still there.
     #[must_use]
     pub const fn uncorrected(&self) -> u64 {

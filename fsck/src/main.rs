@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod cluster;
 mod mounted;
 mod terminal;
 
@@ -164,10 +165,16 @@ fn run() -> u8 {
         return usage("fsck.gfs2: no device given; -h shows the usage");
     };
     let look = options.no || (options.dry_run && options.restore.is_none());
+    let refused = |why: String| usage(&format!("fsck.gfs2: {}: {why}", path.display()));
     let (device, root) = match claim(&path, look, options.force_mounted) {
         Ok(opened) => opened,
-        Err(why) => return usage(&format!("fsck.gfs2: {}: {why}", path.display())),
+        Err(why) => return refused(why),
     };
+    // Preening alone writes nothing to what other nodes may have mounted, and says so itself.
+    let preens = preen && !options.force && options.restore.is_none();
+    if !preens && let Err(why) = ask_cluster(&path, &device, look || options.force_mounted) {
+        return refused(why);
+    }
     let task = Task {
         options: &options,
         path: &path,
@@ -262,6 +269,23 @@ fn claim(path: &Path, look: bool, forced: bool) -> Result<(FileDevice, bool), St
     Ok((opened?, root && !look))
 }
 
+/// Asks whether nodes of this machine's cluster have the volume mounted; who may not go on (`anyway`) is told why.
+fn ask_cluster(path: &Path, device: &FileDevice, anyway: bool) -> Result<(), String> {
+    match cluster::users_of(device) {
+        None => {}
+        Some(Ok(users)) if !anyway => return Err(format!("{users}; unmount it there first")),
+        Some(Ok(users)) => complain(&format!(
+            "fsck.gfs2: {}: {users}: what is found may be about to change",
+            path.display()
+        )),
+        Some(Err(why)) => complain(&format!(
+            "fsck.gfs2: {}: cannot tell whether other nodes have it mounted: {why}",
+            path.display()
+        )),
+    }
+    Ok(())
+}
+
 fn open(path: &Path, read_only: bool, exclusive: bool) -> Result<FileDevice, Error> {
     // Another node may have written since this machine cached a shared device; image files are of this machine.
     let block_device = std::fs::metadata(path).is_ok_and(|meta| {
@@ -315,8 +339,9 @@ fn check(task: &Task<'_>, device: &dyn BlockDevice, preen: bool) -> u8 {
     }
     let result = gfs2_fsck::check(device, &policy, &mut terminal);
     terminal.finish();
+    let result = result.and_then(|outcome| without_replay(outcome, device, &policy, &mut terminal));
     let code = match result {
-        Ok(outcome) => conclude(task, &outcome),
+        Ok((outcome, lies)) => conclude(task, &outcome, lies, terminal.dirty()),
         Err(e @ Error::Unsupported { .. }) => usage(&format!("fsck.gfs2: {}: {e}", path.display())),
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
             usage(&format!("fsck.gfs2: {}: {source}", path.display()))
@@ -334,6 +359,33 @@ fn check(task: &Task<'_>, device: &dyn BlockDevice, preen: bool) -> u8 {
     code
 }
 
+/// When a crash is all that a look has found: the number of errors on the device as it lies, without the replay, besides
+/// the dirty journals. The reference's -n does not replay in memory, and finds these.
+fn without_replay(
+    mut outcome: Outcome,
+    device: &dyn BlockDevice,
+    policy: &Policy,
+    terminal: &mut Terminal,
+) -> Result<(Outcome, u64), Error> {
+    if !policy.read_only || !is_whole(&outcome) || !outcome.is_crash_alone() {
+        return Ok((outcome, 0));
+    }
+    let policy = Policy {
+        as_it_lies: true,
+        ..*policy
+    };
+    let found = gfs2_fsck::check(device, &policy, &mut terminal.counting())?;
+    terminal.finish();
+    outcome.cancelled = found.cancelled;
+    outcome.skipped = found.skipped;
+    Ok((outcome, found.errors.saturating_sub(found.dirty)))
+}
+
+/// The check came to its end, with all that belongs to it.
+fn is_whole(outcome: &Outcome) -> bool {
+    !outcome.cancelled && !outcome.skipped && !outcome.stopped
+}
+
 /// As the reference, a run leaves its traces in the system's log; where there is none, it does without.
 fn syslog(text: &str) {
     // Facility user, severity info.
@@ -344,13 +396,15 @@ fn syslog(text: &str) {
     }
 }
 
-fn conclude(task: &Task<'_>, outcome: &Outcome) -> u8 {
+/// Says what came of it. `lies`: [`without_replay`]; `dirty`: the journals that were.
+fn conclude(task: &Task<'_>, outcome: &Outcome, lies: u64, dirty: &[String]) -> u8 {
     let Task { options, path, .. } = *task;
-    let code = exit_code(task, outcome);
+    let code = exit_code(task, outcome, lies);
     if options.json {
         let summary = serde_json::json!({
             "event": "summary", "device": path.display().to_string(), "errors": outcome.errors,
-            "warnings": outcome.warnings, "repaired": outcome.corrected, "unreadable": outcome.unreadable,
+            "warnings": outcome.warnings, "repaired": outcome.corrected,
+            "dirty": dirty, "unlinked": outcome.unlinked, "without_replay": lies, "unreadable": outcome.unreadable,
             "preened": outcome.preened, "stopped": outcome.stopped, "cancelled": outcome.cancelled, "memory": outcome.memory, "exit": code,
         });
         say(&summary.to_string());
@@ -374,6 +428,16 @@ fn conclude(task: &Task<'_>, outcome: &Outcome) -> u8 {
         say(&format!(
             "{device}: {errors} problems found, {corrected} could be repaired."
         ));
+    } else if is_passed_over(options, outcome, lies) {
+        let crash = match outcome.unlinked {
+            0 => "",
+            _ => "what a crash leaves, and ",
+        };
+        say(&format!(
+            "{device}: nothing is wrong but {crash}{}.",
+            left_dirty(dirty)
+        ));
+        return code;
     } else if outcome.uncorrected() == 0 {
         say(&format!(
             "{device}: {errors} problems found, all of them repaired."
@@ -383,8 +447,25 @@ fn conclude(task: &Task<'_>, outcome: &Outcome) -> u8 {
             "{device}: {errors} problems found, {corrected} repaired."
         ));
     }
+    if options.no && outcome.dirty > 0 {
+        say(&format!("{device}: {}.", left_dirty(dirty)));
+    }
+    if lies > 0 {
+        say(&format!(
+            "{device}: without the replay there are {lies} problems more, which it solves."
+        ));
+    }
     advise(task, outcome, code);
     code
+}
+
+/// Which journals were left as they are by a run that only looks.
+fn left_dirty(journals: &[String]) -> String {
+    let (is, was) = match journals.len() {
+        1 => ("is", "was"),
+        _ => ("are", "were"),
+    };
+    format!("{} {is} dirty and {was} not replayed", journals.join(", "))
 }
 
 /// What the user should know besides.
@@ -419,7 +500,14 @@ fn advise(task: &Task<'_>, outcome: &Outcome, code: u8) {
     }
 }
 
-fn exit_code(task: &Task<'_>, outcome: &Outcome) -> u8 {
+/// As the reference's, a look passes over a journal that a mount will replay, when nothing else is wrong with the volume
+/// as it lies. `lies`: [`without_replay`].
+fn is_passed_over(options: &Options, outcome: &Outcome, lies: u64) -> bool {
+    options.no && !options.dry_run && is_whole(outcome) && outcome.is_crash_alone() && lies == 0
+}
+
+/// `lies`: [`without_replay`].
+fn exit_code(task: &Task<'_>, outcome: &Outcome, lies: u64) -> u8 {
     let damage = match outcome {
         Outcome {
             cancelled: true,
@@ -429,6 +517,7 @@ fn exit_code(task: &Task<'_>, outcome: &Outcome) -> u8 {
         Outcome { cancelled: true, .. } => CANCELLED | UNCORRECTED,
         Outcome { skipped: true, .. } => UNCORRECTED,
         Outcome { preened: true, .. } | Outcome { errors: 0, .. } => 0,
+        _ if is_passed_over(task.options, outcome, lies) => 0,
         _ if task.options.dry_run || outcome.uncorrected() > 0 => UNCORRECTED,
         _ => FIXED,
     };
@@ -483,7 +572,7 @@ mod tests {
                 progress: None,
                 root,
             };
-            exit_code(&task, &outcome)
+            exit_code(&task, &outcome, 0)
         };
         let of = |errors, corrected, unreadable| Outcome {
             errors,
@@ -497,6 +586,22 @@ mod tests {
         assert_eq!(code(true, of(3, 2, 0)), 2 | 4);
         assert_eq!(code(true, of(0, 0, 0)), 0);
         assert_eq!(code(false, of(3, 0, 1)), 4 | 8);
+        let looks = Options::try_parse_from(["fsck", "-n", "d"]).unwrap();
+        let look = |errors, dirty, lies| {
+            let task = Task {
+                options: &looks,
+                path: Path::new("d"),
+                progress: None,
+                root: false,
+            };
+            let outcome = Outcome {
+                dirty,
+                ..of(errors, 0, 0)
+            };
+            exit_code(&task, &outcome, lies)
+        };
+        assert_eq!((look(2, 2, 0), look(3, 2, 0), look(2, 2, 1)), (0, 4, 4));
+        assert_eq!((look(0, 0, 0), look(1, 0, 0)), (0, 4));
         let cancelled = |errors| Outcome {
             errors,
             cancelled: true,

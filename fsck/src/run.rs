@@ -101,6 +101,10 @@ impl<'a> Run<'a> {
         };
         if self.repairs {
             self.outcome.corrected = self.outcome.errors.saturating_sub(left);
+            if self.outcome.stopped && !changes.has_repairs() {
+                // Where it could not go on, and nothing is to be written: no finding was repaired (but by a replay).
+                self.outcome.corrected = 0;
+            }
         }
         if self.outcome.cancelled {
             changes.unguard()?;
@@ -435,6 +439,9 @@ impl<'a> Run<'a> {
         journals: &[Journal],
         reporter: &mut dyn Reporter,
     ) -> Result<bool, Stop> {
+        if self.policy.read_only && self.policy.as_it_lies {
+            return Ok(false);
+        }
         let dirty = journals
             .iter()
             .filter(|journal| journal.dirty && journal.replayable);

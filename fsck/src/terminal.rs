@@ -1,7 +1,7 @@
 //! What a run says, and how it asks: lines for people in the style of the reference tool, or JSON for machines.
 
 use gfs2_format::log::RecoveryReport;
-use gfs2_fsck::{Class, Control, Fate, Problem, Progress, Question, Reporter, Stage};
+use gfs2_fsck::{Class, Control, Fate, Kind, Problem, Progress, Question, Reporter, Stage};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGUSR1};
 use std::fs::{File, OpenOptions};
@@ -44,6 +44,8 @@ pub(crate) struct Terminal {
     signals: Signals,
     /// Where a caller wants the progress told, and of what device.
     told: Option<(File, String)>,
+    /// Journals that were found dirty.
+    dirty: Vec<String>,
 }
 
 /// What was asked for by signals since the last look.
@@ -94,7 +96,19 @@ impl Terminal {
             draws: level > 0 && !json && io::stdout().is_terminal(),
             signals: Signals::listen()?,
             told: None,
+            dirty: Vec::new(),
         })
+    }
+
+    /// For a look of which only the number of findings is wanted; who runs it keeps control.
+    pub(crate) fn counting(&mut self) -> Counting<'_> {
+        self.line(1, "Checking again without the replay.");
+        Counting(self)
+    }
+
+    /// The journals that were found dirty, by name.
+    pub(crate) fn dirty(&self) -> &[String] {
+        &self.dirty
     }
 
     /// Tells the progress to this descriptor, too: a line with pass, done, total and device, as other checkers do for
@@ -208,6 +222,7 @@ impl Terminal {
 
     /// Says how long the last stage took.
     pub(crate) fn finish(&mut self) {
+        self.wipe();
         if let Some((stage, since)) = self.stage.take()
             && is_pass(stage)
         {
@@ -281,6 +296,10 @@ impl Reporter for Terminal {
 
     fn problem(&mut self, problem: &Problem) {
         self.event(finding(problem));
+        if problem.kind == Kind::JournalDirty {
+            let name = problem.name.as_deref().unwrap_or_default();
+            self.dirty.push(name.escape_ascii().to_string());
+        }
         match problem.kind.class() {
             Class::Warning => self.line(0, &format!("Warning: {problem}")),
             Class::Error | Class::Fatal => self.line(0, &problem.to_string()),
@@ -362,6 +381,26 @@ impl Reporter for Terminal {
                 report.jid, counts.replayed, counts.found, counts.revokes
             ),
         );
+    }
+}
+
+/// See [`Terminal::counting`].
+#[derive(Debug)]
+pub(crate) struct Counting<'a>(&'a mut Terminal);
+
+impl Reporter for Counting<'_> {
+    fn stage(&mut self, stage: Stage) {
+        self.0.stage = Some((stage, Instant::now()));
+    }
+
+    fn problem(&mut self, _problem: &Problem) {}
+
+    fn progress(&mut self, progress: Progress) -> Control {
+        self.0.progress(progress)
+    }
+
+    fn ask(&mut self, _question: Question<'_>) -> bool {
+        false
     }
 }
 

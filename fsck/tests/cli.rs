@@ -128,13 +128,30 @@ fn a_crashed_volume_is_left_alone_by_n_and_replayed_by_y() {
             looked.text
         );
         assert_eq!(hash(&image), before, "{name}: -n wrote");
+        let journals = [
+            "journal0 is dirty and was not",
+            "journal0, journal1 are dirty and were not",
+        ][dirty - 1];
+        let told = format!("{journals} replayed.");
+        assert!(looked.text.contains(&told), "{name}: {}", looked.text);
         // What a crash leaves besides: unlinked inodes.
         assert!(looked.text.contains("G8: "), "{name}: {}", looked.text);
         let repaired = run(&["-y", "--watch", "1"], &image);
         assert_eq!(repaired.code, 1, "{name}: {}", repaired.text);
-        let again = run(&["-n"], &image);
-        assert_eq!(again.code, 0, "{name}: {}", again.text);
+        assert_clean(&image, name);
     }
+}
+
+/// Nothing is found at all: the exit code of `-n` alone passes over a dirty journal.
+#[track_caller]
+fn assert_clean(image: &Path, what: &str) {
+    let run = run(&["-n"], image);
+    assert!(
+        run.code == 0 && run.text.contains(": clean, "),
+        "{what}: {}: {}",
+        run.code,
+        run.text
+    );
 }
 
 /// Makes a clean volume one whose journal 0 is dirty with nothing in it.
@@ -160,10 +177,48 @@ fn everything_repaired_exits_1_then_0() {
             "{args}: {}",
             repaired.text
         );
-        let again = run(&["-n"], &image);
-        assert_eq!(again.code, 0, "{args}: {}", again.text);
+        assert_clean(&image, args);
         std::fs::remove_file(image).unwrap();
     }
+}
+
+/// As the reference, `-n` passes over a journal that a mount will replay; not without saying so, and not over anything
+/// else. `--dry-run` does not pass over it.
+#[test]
+fn a_dirty_journal_alone_is_told_and_passed_over_by_n() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = copy(&dir, "clean1k");
+    soil(&image);
+    let before = hash(&image);
+    for args in [&["-n"][..], &["-nq"], &["-nv"]] {
+        let looked = run(args, &image);
+        assert_eq!(looked.code, 0, "{args:?}: {}", looked.text);
+        for line in [
+            "J1: ",
+            ": nothing is wrong but journal0 is dirty and was not replayed.",
+        ] {
+            assert_eq!(looked.text.matches(line).count(), 1, "{args:?}: {}", looked.text);
+        }
+        assert!(!looked.text.contains(": clean"), "{args:?}: {}", looked.text);
+    }
+    let told = run(&["-n", "--json"], &image);
+    let summary: serde_json::Value = serde_json::from_str(told.text.lines().last().unwrap()).unwrap();
+    assert_eq!(summary["dirty"], serde_json::json!(["journal0"]), "{summary}");
+    assert_eq!((&summary["errors"], &summary["exit"]), (&1.into(), &0.into()));
+    let strict = run(&["--dry-run"], &image);
+    assert_eq!(strict.code, 4, "{}", strict.text);
+    assert_eq!(hash(&image), before);
+    let device = OpenOptions::new().open(&image).unwrap();
+    damage::run("set dinode(/links/t).di_nlink = 9", &device).unwrap();
+    drop(device);
+    let looked = run(&["-n"], &image);
+    assert_eq!(looked.code, 4, "{}", looked.text);
+    assert!(looked.text.contains("L1: "), "{}", looked.text);
+    assert!(
+        looked.text.contains("journal0 is dirty and was not replayed."),
+        "{}",
+        looked.text
+    );
 }
 
 #[test]
@@ -235,7 +290,7 @@ fn damage_is_told_by_n_and_repaired_by_y() {
     let repaired = run(&["-y"], &image);
     assert_eq!(repaired.code, 1, "{}", repaired.text);
     assert!(repaired.text.contains(line), "{}", repaired.text);
-    assert_eq!(run(&["-n"], &image).code, 0);
+    assert_clean(&image, "repaired");
     let clean = hash(&image);
     assert_eq!(run(&["-y"], &image).code, 0);
     assert_eq!(hash(&image), clean);

@@ -17,17 +17,14 @@
 
 mod support;
 
-use gfs2_format::bitmap::RgrpLayout;
 use gfs2_format::damage;
-use gfs2_format::device::{BlockDevice, FaultDevice, MemDevice};
-use gfs2_format::log::LogTime;
+use gfs2_format::device::{BlockDevice, MemDevice};
 use gfs2_format::ondisk::{
     BlockState, DINODE_SIZE, MetaHeader, MetaType, RINDEX_SIZE, Rgrp, RindexEntry, view_mut,
 };
 use gfs2_format::{BlockAddr, Jid};
 use gfs2_fsck::{Collect, Policy, check};
-use std::fmt::Write;
-use support::contents::contents;
+use support::groups::lose_and_repair;
 use support::{Map, fixture, reference};
 use zerocopy::IntoBytes;
 
@@ -166,149 +163,13 @@ fn write_group(device: &MemDevice, bsize: u64, entry: &RindexEntry, new: bool, s
     device.write_at(addr * bsize, &block).unwrap();
 }
 
-/// Zeroes these entries of the index.
-fn entries(which: impl IntoIterator<Item = usize>) -> String {
-    let mut script = String::new();
-    for n in which {
-        for field in ["ri_addr", "ri_length", "ri_data0", "ri_data", "ri_bitbytes"] {
-            let _ = writeln!(script, "set rindex({n}).{field} = 0");
-        }
-    }
-    script
-}
-
-/// Zeroes the header of this group, and so many bitmap blocks behind it.
-fn blocks(group: &RgrpLayout, bitmaps: u32) -> String {
-    let count = u64::from(bitmaps.min(group.length() - 1)) + 1;
-    (0..count).fold(String::new(), |mut script, n| {
-        let _ = writeln!(script, "zero block {}", group.addr().get() + n);
-        script
-    })
-}
-
-/// Damage by name: what a shape's groups come to.
-fn damages(groups: &[RgrpLayout]) -> Vec<(String, String)> {
-    let last = groups.len() - 1;
-    let mut damages = Vec::new();
-    for n in [0, 2, 4, last] {
-        damages.push((format!("entry {n}"), entries([n])));
-        damages.push((format!("header {n}"), blocks(&groups[n], 0)));
-        damages.push((format!("bitmap {n}"), blocks(&groups[n], u32::MAX)));
-    }
-    for n in [2, 4] {
-        let both = entries([n]) + &blocks(&groups[n], 0);
-        damages.push((format!("entry and header {n}"), both));
-    }
-    damages.push(("neighbours' entries".into(), entries([3, 4])));
-    damages.push((
-        "one entry, another header".into(),
-        entries([3]) + &blocks(&groups[5], 0),
-    ));
-    damages.push(("all entries".into(), entries(0..=last)));
-    let headers = groups.iter().map(|group| blocks(group, 0)).collect();
-    damages.push(("all headers".into(), headers));
-    damages
-}
-
-/// Damage that leaves less than is needed to know where the groups were.
-fn ruins(groups: &[RgrpLayout]) -> Vec<(String, String)> {
-    let every = 0..groups.len();
-    let headers: String = groups.iter().map(|group| blocks(group, 0)).collect();
-    let whole = |n: usize| blocks(&groups[n], u32::MAX);
-    vec![
-        ("entry and whole group 2".into(), entries([2]) + &whole(2)),
-        ("entry and whole group 3".into(), entries([3]) + &whole(3)),
-        (
-            "entries and headers 3, 4".into(),
-            entries([3, 4]) + &blocks(&groups[3], 0) + &blocks(&groups[4], 0),
-        ),
-        (
-            "all entries, a header".into(),
-            entries(every.clone()) + &blocks(&groups[3], 0),
-        ),
-        (
-            "all entries, the large group's header".into(),
-            entries(every.clone()) + &blocks(&groups[2], 0),
-        ),
-        (
-            "all entries, the first header".into(),
-            entries(every.clone()) + &blocks(&groups[0], 0),
-        ),
-        ("all entries and headers".into(), entries(every) + &headers),
-    ]
-}
-
-/// Where groups are and how large: address, length, data blocks.
-fn places(device: &MemDevice) -> Vec<(u64, u32, u32)> {
-    let groups = Map::new(device).groups();
-    groups
-        .iter()
-        .map(|g| (g.addr().get(), g.length(), g.data()))
-        .collect()
-}
-
-/// Repairs the damage. Unless the groups must be `exact`ly what they were, it may also be left alone: then nothing is
-/// written.
-fn repaired(shape: Shape, name: &str, script: &str, exact: bool) -> Result<(), String> {
-    let now = LogTime {
-        sec: 1_700_000_000,
-        nsec: 0,
-    };
-    let device = volume(shape);
-    let (before, wanted) = (places(&device), contents(&device));
-    damage::run(script, &device).map_err(|e| format!("{name}: {e}"))?;
-    let mut found = Collect {
-        answer: true,
-        ..Collect::default()
-    };
-    let outcome = check(&device, &Policy::repair(now), &mut found).map_err(|e| format!("{name}: {e}"))?;
-    let problems = || {
-        found
-            .problems
-            .iter()
-            .take(6)
-            .fold(String::new(), |all, p| format!("{all}\n    {p}"))
-    };
-    if outcome.errors == 0 || outcome.uncorrected() != 0 || outcome.stopped {
-        return Err(format!("{name}: {outcome:?}{}", problems()));
-    }
-    let again = FaultDevice::new(&device);
-    let outcome = check(&again, &Policy::repair(now), &mut Collect::default()).unwrap();
-    if outcome.errors != 0 || again.counts().writes != 0 {
-        return Err(format!("{name}: a second run: {outcome:?}"));
-    }
-    if exact && places(&device) != before {
-        return Err(format!(
-            "{name}: {:?}, not {before:?}{}",
-            places(&device),
-            problems()
-        ));
-    }
-    if contents(&device) != wanted {
-        return Err(format!("{name}: the contents are not what they were"));
-    }
-    // What is as it was has been shown to the reference before.
-    if exact {
-        Ok(())
-    } else {
-        reference(&device).map_err(|e| format!("{name}: {e}"))
-    }
-}
-
 #[track_caller]
 fn all(shape: Shape) {
     let device = volume(shape);
     reference(&device).unwrap();
     let outcome = check(&device, &Policy::read_only(), &mut Collect::default()).unwrap();
     assert_eq!(outcome.errors, 0, "{}: {outcome:?}", shape.name);
-    let mut failures = Vec::new();
-    let groups = Map::new(&device).groups();
-    for (name, script) in damages(&groups) {
-        failures.extend(repaired(shape, &name, &script, true).err());
-    }
-    for (name, script) in ruins(&groups) {
-        failures.extend(repaired(shape, &name, &script, false).err());
-    }
+    let failures = lose_and_repair(&device, &[]);
     assert!(failures.is_empty(), "{}:\n{}", shape.name, failures.join("\n"));
 }
 

@@ -50,6 +50,9 @@ fn exit(program: &str, image: &Path) -> (Option<i32>, String) {
 fn agree(image: &Path, expected: i32, what: &str) {
     let (ours, our_text) = exit(env!("CARGO_BIN_EXE_fsck-gfs2"), image);
     assert_eq!(ours, Some(expected), "{what}: ours: {our_text}");
+    // The code alone passes over a dirty journal.
+    let clean = our_text.contains(": clean, ");
+    assert_eq!(clean, expected == 0, "{what}: ours: {our_text}");
     let (theirs, their_text) = exit("fsck.gfs2", image);
     assert_eq!(theirs, Some(expected), "{what}: the reference: {their_text}");
 }
@@ -115,6 +118,36 @@ fn fixtures() {
             .unwrap();
         assert!(status.success());
         agree(&image, expected, name);
+    }
+}
+
+/// `-n` passes over a dirty journal, and over nothing else.
+#[test]
+fn dirty_journals_are_passed_over_as_by_the_reference() {
+    need_reference();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let dirty = "set log_header(journal 0 block 1966).lh_flags = 0, fix crc";
+    for (more, expected) in [
+        ("", 0),
+        ("set sb.sb_lockproto = lock_dlm", 0),
+        ("set dinode(/links/t).di_nlink = 9", 4),
+        ("set statfs.sc_free = 5", 4),
+        ("set dinode(/names/a).di_blocks = 9", 4),
+    ] {
+        let device = support::fixture("clean1k");
+        damage::run(&format!("{dirty}\n{more}"), &device).unwrap();
+        support::save(&device, &image);
+        let (ours, our_text) = exit(env!("CARGO_BIN_EXE_fsck-gfs2"), &image);
+        let (theirs, their_text) = exit("fsck.gfs2", &image);
+        assert_eq!(
+            (ours, theirs),
+            (Some(expected), Some(expected)),
+            "{more}: {our_text}\n--- the reference:\n{their_text}"
+        );
+        for text in [our_text, their_text] {
+            assert!(text.contains("is dirty"), "{more}: {text}");
+        }
     }
 }
 

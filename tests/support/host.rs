@@ -205,6 +205,24 @@ pub fn assert_fsck_clean(image: &Path) {
     );
 }
 
+/// Fails the test unless our checker (`program`) finds nothing at all. Its exit code alone does not say so: as the
+/// reference's, `-n` passes over journals that a mount would replay. That the volume was unmounted in order, it says.
+#[track_caller]
+pub fn assert_ours_clean(program: &Path, image: &Path) {
+    let ran = Host::new(program)
+        .arg("-n")
+        .arg(image)
+        .limit(Duration::from_secs(300))
+        .run();
+    assert!(
+        ran.rc == 0 && ran.output.contains(": clean, "),
+        "fsck-gfs2 -n {} exited with {}:\n{}",
+        image.display(),
+        ran.rc,
+        ran.output
+    );
+}
+
 /// Unpacks a `.zst` to a sparse file.
 #[track_caller]
 pub fn unzstd(packed: &Path, to: &Path) {

@@ -7,6 +7,7 @@
 
 pub mod corosync;
 mod frame;
+pub mod lookup;
 pub mod memory;
 pub mod server;
 
@@ -176,15 +177,19 @@ impl ClusterConfig {
     /// # Errors
     /// It is another one.
     pub fn check_name(&self, wanted: &str) -> Result<(), MembershipError> {
-        if self.name == wanted {
-            return Ok(());
-        }
-        Err(MembershipError::Unavailable {
-            service: format!("cluster {wanted:?}"),
-            reason: format!("this node is in cluster {:?}", self.name),
-            advice: "correct the cluster's name, or go to a node of that cluster",
-        })
+        is_meant(&self.name, wanted)
     }
+}
+
+fn is_meant(ours: &str, wanted: &str) -> Result<(), MembershipError> {
+    if ours == wanted {
+        return Ok(());
+    }
+    Err(MembershipError::Unavailable {
+        service: format!("cluster {wanted:?}"),
+        reason: format!("this node is in cluster {ours:?}"),
+        advice: "correct the cluster's name, or go to a node of that cluster",
+    })
 }
 
 /// A call of the service failed.

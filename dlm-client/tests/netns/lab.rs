@@ -336,13 +336,8 @@ impl Lab {
 
     /// What a command on a node says; it has 20 seconds.
     pub(crate) fn ask(&mut self, id: u32, argv: &[&str]) -> Output {
-        let pid = self.node(id).init.to_string();
-        Command::new("nsenter")
-            .args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--", "timeout", "20"])
-            .args(argv)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        let mut command = self.command(id, Path::new("timeout"));
+        command.arg("20").args(argv).output().unwrap()
     }
 
     fn start_in(&self, node: &Node, argv: &[&str], output: &str) -> Child {
@@ -474,14 +469,22 @@ impl Lab {
         self.node(id).process = Some(process);
     }
 
+    /// A command in the namespaces of a node that is up; the files are this machine's, but for what a node has of its own.
+    pub(crate) fn command(&mut self, id: u32, program: &Path) -> Command {
+        let pid = self.node(id).init.to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--"]);
+        command.arg(program).stdin(Stdio::null());
+        command
+    }
+
     /// What a second process of ours on a node says when it starts: the one line of why it does not.
     pub(crate) fn attempt(&mut self, id: u32, conf: &str, cluster: &str) -> String {
         let path = self.path("attempt.conf");
         fs::write(&path, conf).unwrap();
-        let pid = self.node(id).init.to_string();
-        let done = Command::new("nsenter")
-            .args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--"])
-            .arg(std::env::current_exe().unwrap())
+        let us = std::env::current_exe().unwrap();
+        let done = self
+            .command(id, &us)
             .env("NETNS_NODE", id.to_string())
             .env("NETNS_TRY", "1")
             .env("NETNS_CONF", path)

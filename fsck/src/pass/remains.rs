@@ -137,6 +137,11 @@ fn counted(
         let bytes = reader.block(at).ok()?;
         if n == 0 {
             let header = view::<Rgrp>(bytes, 0, at).ok()?;
+            let elsewhere = header.data0.get() != 0 && header.data0.get() != addr.checked_add(length)?;
+            if elsewhere {
+                // A copy: journals hold them.
+                return None;
+            }
             wanted = (u64::from(header.free.get()), u64::from(header.dinodes.get()));
         }
         for byte in bytes.get(if n == 0 { RGRP_SIZE } else { META_HEADER_SIZE }..)? {

@@ -4,6 +4,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod contents;
+pub(crate) mod groups;
 pub(crate) mod heavy;
 
 use gfs2_format::bitmap::RgrpLayout;

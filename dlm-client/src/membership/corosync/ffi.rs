@@ -18,7 +18,11 @@ pub(super) const OK: c_int = 1;
 const ERR_LIBRARY: c_int = 2;
 /// `CS_ERR_TRY_AGAIN`.
 pub(super) const TRY_AGAIN: c_int = 6;
+/// `CS_ERR_NO_SECTIONS`: an iteration is at its end.
+const NO_SECTIONS: c_int = 27;
 const DISPATCH_ALL: c_int = 2;
+/// `CPG_ITERATION_ALL`: every member of every group.
+const ITERATION_ALL: c_int = 3;
 const TRACK_CHANGES: u32 = 2;
 const TYPE_AGREED: c_int = 2;
 const MODEL_V1: c_int = 1;
@@ -109,6 +113,14 @@ impl Name {
         let length = u32::try_from(bytes.len()).ok()?;
         Some(Self { length, value })
     }
+}
+
+/// `struct cpg_iteration_description_t`: one member of one group.
+#[repr(C)]
+struct Description {
+    group: Name,
+    node: u32,
+    pid: u32,
 }
 
 #[repr(C)]
@@ -272,6 +284,9 @@ pub(super) struct Calls {
     cpg_join: Symbol<OnGroup>,
     cpg_leave: Symbol<OnGroup>,
     cpg_mcast: Symbol<unsafe extern "C" fn(u64, c_int, *const IoVec, u32) -> c_int>,
+    cpg_iterate: Symbol<unsafe extern "C" fn(u64, c_int, *const Name, *mut u64) -> c_int>,
+    cpg_next: Symbol<unsafe extern "C" fn(u64, *mut Description) -> c_int>,
+    cpg_iterated: Symbol<Simple>,
     cpg_finalize: Symbol<Simple>,
     quorum_init:
         Symbol<unsafe extern "C" fn(*mut u64, c_int, *const QuorumModel, *mut u32, *mut c_void) -> c_int>,
@@ -320,6 +335,9 @@ impl Calls {
                 cpg_join: cpg.call("cpg_join")?,
                 cpg_leave: cpg.call("cpg_leave")?,
                 cpg_mcast: cpg.call("cpg_mcast_joined")?,
+                cpg_iterate: cpg.call("cpg_iteration_initialize")?,
+                cpg_next: cpg.call("cpg_iteration_next")?,
+                cpg_iterated: cpg.call("cpg_iteration_finalize")?,
                 cpg_finalize: cpg.call("cpg_finalize")?,
                 quorum_init: quorum.call("quorum_model_initialize")?,
                 quorum_fd: quorum.call("quorum_fd_get")?,
@@ -444,6 +462,45 @@ impl Calls {
         };
         // SAFETY: one part, whose bytes outlive the call; they are only read.
         unsafe { (self.cpg_mcast)(handle, TYPE_AGREED, &raw const part, 1) }
+    }
+
+    /// The nodes of all processes in a group, whether or not we are in it: a copy that corosync makes of its list.
+    pub(super) fn members(&self, cpg: u64, group: &str) -> Result<Vec<u32>, c_int> {
+        let mut iteration = 0;
+        // SAFETY: no name is wanted for all groups; the out-parameter outlives the call.
+        let result = unsafe { (self.cpg_iterate)(cpg, ITERATION_ALL, ptr::null(), &raw mut iteration) };
+        if result != OK {
+            return Err(result);
+        }
+        let mut found = Vec::new();
+        let result = loop {
+            let mut member = Description {
+                group: Name {
+                    length: 0,
+                    value: [0; NAME_MAX],
+                },
+                node: 0,
+                pid: 0,
+            };
+            // SAFETY: the out-parameter outlives the call.
+            let result = unsafe { (self.cpg_next)(iteration, &raw mut member) };
+            if result != OK {
+                break result;
+            }
+            let name = member.group.value.get(..count(member.group.length));
+            let name = name.unwrap_or(&[]);
+            // Lock daemons count the zero byte in.
+            if name.strip_suffix(&[0]).unwrap_or(name) == group.as_bytes() {
+                found.push(member.node);
+            }
+        };
+        // SAFETY: a plain value; the handle was just made.
+        let _gone = unsafe { (self.cpg_iterated)(iteration) };
+        if result == NO_SECTIONS {
+            Ok(found)
+        } else {
+            Err(result)
+        }
     }
 
     /// Our node.

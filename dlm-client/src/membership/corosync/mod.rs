@@ -60,6 +60,71 @@ fn patiently(mut call: impl FnMut() -> c_int) -> c_int {
     }
 }
 
+fn unavailable(reason: String, advice: &'static str) -> MembershipError {
+    MembershipError::Unavailable {
+        service: "corosync".to_owned(),
+        reason,
+        advice,
+    }
+}
+
+fn load(libraries: [&str; 4]) -> Result<Calls, MembershipError> {
+    Calls::load(libraries).map_err(|reason| {
+        unavailable(
+            reason,
+            "install corosync with its libraries libcpg4, libquorum5, libcfg7, libcmap4",
+        )
+    })
+}
+
+/// Connects to a service of the corosync of this host.
+fn open(calls: &Calls, service: Service) -> Result<u64, MembershipError> {
+    let mut handle = 0;
+    let result = patiently(|| match calls.connect(service) {
+        Ok(new) => {
+            handle = new;
+            OK
+        }
+        Err(error) => error,
+    });
+    if result == OK {
+        return Ok(handle);
+    }
+    Err(unavailable(
+        text(result),
+        "start corosync, or see why it does not start: corosync -t",
+    ))
+}
+
+/// The nodes that have processes in a group of cluster `cluster`, ascending, as the corosync of this host knows them:
+/// those of its part of the cluster. Nothing is joined and nobody is told. May take long ([`super::lookup`] does not).
+pub(super) fn members(cluster: &str, group: &Group) -> Result<Vec<NodeId>, MembershipError> {
+    let calls = load(LIBRARIES)?;
+    let cpg = open(&calls, Service::Cpg)?;
+    let found = members_by(&calls, cpg, cluster, group);
+    calls.finalize(Service::Cpg, cpg);
+    found
+}
+
+fn members_by(calls: &Calls, cpg: u64, cluster: &str, group: &Group) -> Result<Vec<NodeId>, MembershipError> {
+    let values = calls
+        .read_map(&[c"totem.cluster_name".to_owned()])
+        .map_err(|error| failed("cmap_initialize", error))?;
+    super::is_meant(&string(values.into_iter().next().flatten()), cluster)?;
+    let nodes = calls
+        .members(cpg, &group.name())
+        .map_err(|error| failed("cpg_iteration_initialize", error))?;
+    let nodes: BTreeSet<NodeId> = nodes.into_iter().map(NodeId).collect();
+    Ok(nodes.into_iter().collect())
+}
+
+/// A text of the configuration.
+fn string(value: Option<Vec<u8>>) -> String {
+    let bytes = value.unwrap_or_default();
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(bytes.get(..end).unwrap_or(&[])).into_owned()
+}
+
 #[derive(Debug)]
 struct Connection {
     handle: u64,
@@ -90,32 +155,9 @@ impl CorosyncMembership {
     }
 
     fn connect_with(libraries: [&str; 4]) -> Result<Self, MembershipError> {
-        let unavailable = |reason: String, advice| MembershipError::Unavailable {
-            service: "corosync".to_owned(),
-            reason,
-            advice,
-        };
-        let calls = Calls::load(libraries).map_err(|reason| {
-            unavailable(
-                reason,
-                "install corosync with its libraries libcpg4, libquorum5, libcfg7, libcmap4",
-            )
-        })?;
+        let calls = load(libraries)?;
         let open = |service| {
-            let mut handle = 0;
-            let result = patiently(|| match calls.connect(service) {
-                Ok(new) => {
-                    handle = new;
-                    OK
-                }
-                Err(error) => error,
-            });
-            if result != OK {
-                return Err(unavailable(
-                    text(result),
-                    "start corosync, or see why it does not start: corosync -t",
-                ));
-            }
+            let handle = open(&calls, service)?;
             let fd = calls
                 .fd(service, handle)
                 .map_err(|error| failed("fd_get", error))?;
@@ -312,11 +354,6 @@ fn read_config(calls: &Calls, us: u32) -> Result<ClusterConfig, MembershipError>
 fn config_of(values: Vec<Option<Vec<u8>>>, us: u32) -> Result<ClusterConfig, MembershipError> {
     let mut values = values.into_iter();
     let mut next = || values.next().flatten();
-    let string = |value: Option<Vec<u8>>| {
-        let bytes = value.unwrap_or_default();
-        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-        String::from_utf8_lossy(bytes.get(..end).unwrap_or(&[])).into_owned()
-    };
     // Numbers of the map are in the host's order and of different sizes; the low byte tells all we ask.
     let number = |value: Option<Vec<u8>>| {
         let bytes = value.unwrap_or_default();
