@@ -4,7 +4,7 @@
 //! What the two do is held against what two kernels did (`dlm-client/tests/data/kernel-stream-*`), against
 //! each other, and against the kernel's own tools. Deaths are real: a killed process, and a node whose emulator the
 //! fence agent has killed. Our backend on the kernel's device is held against the same recordings, and against the
-//! contract of the crate. `DLM_LONG=1` runs all on kernel 6.1, too, with 100 rejoins and longer streams, and lets two
+//! contract of the crate. `DLM_LONG=1` runs all on kernel 6.1, too, with 100 rejoins each and longer streams, and lets two
 //! kernels remaster each other's locks; `DLM_RECORD=1` lets two kernels make the recordings anew; `DLM_TRACE=FOLDER` keeps
 //! what the nodes answered and said.
 
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use support::dlm::{Kind, RECOVERY, ask, cluster, cluster_on, content, raise, raised, shape, slots};
 use support::guest::Kernel;
 use support::host::{checkout, reference_mkfs, sparse};
+use support::orphans::{killed_before_the_answer, killed_while_it_waits, orphans};
 use support::vm::Vm;
 
 /// The recorded streams.
@@ -362,7 +363,7 @@ fn ours_highest(kernel: Kernel) {
         stream_as_recorded(&vms, *seed, if long() { RECORDED } else { 60 });
     }
     tools_agree(&vms[0], &vms[1], 1, 2);
-    rejoin(&vms[0], &vms[1], if long() { 100 } else { 3 });
+    rejoin(&vms[0], &vms[1], 100);
     content(&vms[0]);
 
     let [first, second] = vms;
@@ -500,71 +501,6 @@ fn keeps_the_contract(vm: &Vm) {
     println!("{passed} tests of the contract in {:?}", start.elapsed());
 }
 
-/// Our backend dies with locks; they stay in the way until its next life has taken them over or dropped them.
-fn orphans(kernel: &Vm, ours: &Vm) {
-    ask(
-        kernel,
-        &[
-            "lock 800 grave NL 8",
-            "wait 800 9000",
-            "lock 801 kept NL 8",
-            "wait 801 9000",
-        ],
-    );
-    for (token, name) in [(810, "grave"), (811, "kept")] {
-        ask(
-            ours,
-            &[
-                &format!("lock {token} {name} EX 8"),
-                &format!("wait {token} 9000"),
-                &format!("convert {token} PW 8 0a0b"),
-                &format!("wait {token} 9000"),
-            ],
-        );
-    }
-    ask(kernel, &["events", "convert 800 PR 8 -", "convert 801 PR 8 -"]);
-    ours.check("kill -9 $(cat /run/drive.pid)");
-    ask(kernel, &["quiet 1000"]);
-    let again = raise(ours, Kind::Device);
-    raised(ours, &again);
-    let heard = ask(
-        ours,
-        &[
-            "join foo",
-            "lock 1 kept PW 4000",
-            "wait 1 9000",
-            "lock 2 kept EX 4000",
-            "wait 2 9000",
-        ],
-    );
-    assert_eq!(heard, ["cast 1 0 0 -", "cast 2 -2 0 -"]);
-    ask(kernel, &["quiet 300"]);
-    ask(ours, &["purge"]);
-    let heard = ask(kernel, &["wait 800 20000", "quiet 300"]);
-    assert!(heard[0].starts_with("cast 800 0 2 0a0b"), "{heard:?}");
-    ask(
-        ours,
-        &[
-            "convert 1 NL 8 0c0d",
-            "wait 1 9000",
-            "unlock 1 0 -",
-            "wait 1 9000",
-        ],
-    );
-    let heard = ask(kernel, &["wait 801 20000"]);
-    assert!(heard[0].starts_with("cast 801 0 0 0c0d"), "{heard:?}");
-    ask(
-        kernel,
-        &[
-            "unlock 800 0 -",
-            "wait 800 9000",
-            "unlock 801 0 -",
-            "wait 801 9000",
-            "events",
-        ],
-    );
-}
-
 /// Our backend on the kernel's device does what the kernel does, and tells more.
 #[test]
 fn our_backend_on_the_device_of_the_kernel() {
@@ -579,6 +515,8 @@ fn our_backend_on_the_device_of_the_kernel() {
             stream_as_recorded(&vms, *seed, if long() { RECORDED } else { 60 });
         }
         orphans(&vms[0], &vms[1]);
+        killed_while_it_waits(&vms[0], &vms[1]);
+        killed_before_the_answer(&vms[0], &vms[1]);
         if *kernel == Kernel::V6_12 {
             keeps_the_contract(&vms[1]);
         }

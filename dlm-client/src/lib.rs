@@ -254,12 +254,12 @@ pub trait Lockspace: Send + Sync {
     /// Drops the locks that processes of this node left behind when they died ([`CrashSafety::Orphans`]); what they had
     /// written must have been recovered before. Calls that follow find them gone. Backends without orphans do nothing.
     ///
-    /// On the kernel's device: a kernel (seen on 6.12) panics at this call if one of those processes was killed while a
-    /// request of its waited. Who is dropped in order takes such requests back; after a kill, adopt what is known to have
-    /// been held ([`Lkf::ORPHAN`]) and unlock it.
+    /// On the kernel's device it is the locks of any process of this node, found through debugfs. A value block that a
+    /// dead process could have written is marked as not valid. What cannot be dropped makes the lockspace
+    /// [`Event::Fatal`].
     ///
     /// # Errors
-    /// A lockspace already left.
+    /// A lockspace already left, or debugfs that is not there.
     fn purge_orphans(&self) -> Result<(), LockError> {
         Ok(())
     }

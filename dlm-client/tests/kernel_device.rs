@@ -6,11 +6,12 @@ mod fake;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dlm_client::backend::kernel::{Kernel, abi};
 use dlm_client::{
     Cast, CrashSafety, Dlm, Event, EventQueue, JoinOptions, KernelDlm, Leave, Lkf, LockError, LockId,
     Lockspace, Mode, NodeId, Plock, PlockOp, ResName, SbFlags, Slot, SlotSource, Status,
 };
-use fake::{FakeKernel, result};
+use fake::{FakeKernel, List, result};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const NONE: Lkf = Lkf::empty();
@@ -167,24 +168,176 @@ fn locks_of_a_dead_process_stay_in_the_way_until_they_are_adopted_or_purged() {
     assert_eq!((cast.id, cast.status), (none, Status::Again));
 }
 
-/// A kernel that finds a waiting request when its device is closed panics at the next purge.
+/// Killed while it holds, waits and converts; the conversion with and without an answer till then.
+#[test]
+fn who_is_killed_leaves_nothing_in_the_way_and_who_lives_loses_nothing() {
+    for slow in [false, true] {
+        let kernel = FakeKernel::default();
+        let [dead, peer, again] = [1, 2, 3].map(|_| Node::join(&kernel));
+        let (busy, theirs) = (
+            peer.held("busy", Mode::Ex, NONE),
+            peer.held("theirs", Mode::Ex, NONE),
+        );
+        let kept = dead.held("kept", Mode::Ex, NONE);
+        let wrote = dead.held("a\0\"b\n", Mode::Ex, Lkf::VALBLK);
+        let block = Some(&[7; 32]);
+        dead.space.convert(wrote, Mode::Pw, Lkf::VALBLK, block).unwrap();
+        assert_eq!(dead.cast().mode, Mode::Pw);
+        peer.held("a\0\"b\n", Mode::Nl, NONE);
+        let turn = dead.held("turn", Mode::Pr, NONE);
+        let reads = peer.held("turn", Mode::Pr, NONE);
+        if !slow {
+            dead.request("busy", Mode::Ex, NONE);
+            assert!(matches!(peer.next(), Event::Bast { id, .. } if id == busy));
+        }
+        dead.space.convert(turn, Mode::Ex, NONE, None).unwrap();
+        assert!(matches!(peer.next(), Event::Bast { id, .. } if id == reads));
+        let waits = peer.request("kept", Mode::Pr, NONE);
+        assert!(matches!(dead.next(), Event::Bast { id, .. } if id == kept));
+        // A process of others that lives on, though the thread that asked does not.
+        let other = kernel.open("foo").unwrap();
+        for (name, flags) in [("theirs", Lkf::PERSISTENT), ("open", Lkf::PERSISTENT)] {
+            let name = ResName::new(name.as_bytes()).unwrap();
+            let mut bytes = abi::request(LockId(9), &name, Mode::Ex, flags);
+            bytes[32..40].fill(0);
+            other.write(&bytes).unwrap();
+        }
+        assert!(matches!(peer.next(), Event::Bast { id, .. } if id == theirs));
+        kernel.end_thread(4);
+        let own = again.held("mine", Mode::Ex, NONE);
+        let told = |kernel: &FakeKernel| kernel.locks("foo");
+        let before = told(&kernel);
+
+        kernel.slow(slow);
+        kernel.kill("foo", 1);
+        std::mem::forget(dead);
+        again.space.purge_orphans().unwrap();
+        if slow {
+            kernel.wait_for("all but the conversion", |kernel| told(kernel) == before - 2);
+            kernel.answer("foo");
+        }
+        let cast = peer.cast();
+        assert_eq!((cast.id, cast.status), (waits, Status::Granted), "{slow}");
+        kernel.wait_for("nothing of the dead", |kernel| {
+            told(kernel) == before - if slow { 3 } else { 4 }
+        });
+
+        for id in [busy, reads, theirs] {
+            peer.space.unlock(id, NONE, None).unwrap();
+            assert_eq!(peer.cast().status, Status::Unlocked);
+        }
+        again.held("busy", Mode::Ex, NONE);
+        again.held("turn", Mode::Ex, NONE);
+        let id = again.request("a\0\"b\n", Mode::Pr, Lkf::VALBLK);
+        let cast = again.cast();
+        assert_eq!(
+            (cast.id, cast.sb, cast.lvb.as_ref()),
+            (id, SbFlags::VALNOTVALID, block)
+        );
+        let mut buffer = [0; abi::RESULT_MAX];
+        let grants = std::iter::from_fn(|| other.read(&mut buffer).ok()).count();
+        assert_eq!(grants, 2, "who lives was not granted what it waited for");
+        for name in ["mine", "theirs", "open"] {
+            let none = peer.request(name, Mode::Pr, Lkf::NOQUEUE);
+            let cast = peer.cast();
+            assert_eq!((cast.id, cast.status), (none, Status::Again), "{name}");
+        }
+        again.space.unlock(own, NONE, None).unwrap();
+        assert_eq!(again.cast().status, Status::Unlocked);
+    }
+}
+
+/// What becomes of such a request the kernel tells a process that is no more.
+#[test]
+fn a_request_that_had_no_answer_when_its_process_was_killed_makes_the_node_unfit() {
+    let kernel = FakeKernel::default();
+    let [dead, peer, again] = [1, 2, 3].map(|_| Node::join(&kernel));
+    let busy = peer.held("busy", Mode::Ex, NONE);
+    dead.held("kept", Mode::Ex, NONE);
+    dead.request("busy", Mode::Ex, NONE);
+    assert!(matches!(peer.next(), Event::Bast { id, .. } if id == busy));
+    kernel.slow(true);
+    kernel.kill("foo", 1);
+    std::mem::forget(dead);
+    again.space.purge_orphans().unwrap();
+    let said = again.fatal();
+    let words = [
+        "orphans could not be dropped: 1 requests were on their way",
+        "restart this node",
+        "dlm_tool leave foo",
+    ];
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    // What was granted is dropped all the same; nobody touched what waits.
+    assert_eq!(kernel.locks("foo"), 2);
+    peer.held("kept", Mode::Ex, NONE);
+}
+
+/// More than are taken in at once.
+#[test]
+fn any_number_of_orphans_is_dropped() {
+    const MANY: usize = 70_000;
+    let kernel = FakeKernel::default();
+    let dead = Node::join(&kernel);
+    let mut granted = 0;
+    for n in 0..MANY {
+        dead.request(&format!("lock {n}"), Mode::Pr, NONE);
+        granted += std::iter::from_fn(|| dead.queue.try_recv()).count();
+    }
+    while granted < MANY {
+        assert_eq!(dead.cast().status, Status::Granted);
+        granted += 1;
+    }
+    assert_eq!(kernel.locks("foo"), MANY);
+    drop(dead);
+    let again = Node::join(&kernel);
+    again.space.purge_orphans().unwrap();
+    again.held(&format!("lock {}", MANY - 1), Mode::Ex, NONE);
+    assert_eq!(kernel.locks("foo"), 1);
+}
+
+#[test]
+fn without_the_list_of_locks_nothing_is_purged_and_it_is_said() {
+    let kernel = FakeKernel::default();
+    let node = Node::join(&kernel);
+    kernel.list(List::Missing);
+    assert_eq!(
+        node.space.purge_orphans(),
+        Err(LockError::Service("no debugfs".to_owned()))
+    );
+    node.held("one", Mode::Ex, NONE);
+    kernel.list(List::Broken("version rsb 1.1 lvb 1.1 lkb 1.1\nrsb none\n"));
+    node.space.purge_orphans().unwrap();
+    assert_eq!(
+        node.fatal(),
+        "orphans could not be dropped: the list of locks: line 2: not a resource"
+    );
+}
+
+/// What a kernel finds waiting when its device is closed it does not forget, and tells nobody of later.
 #[test]
 fn what_waits_is_taken_back_before_the_device_is_closed() {
     let kernel = FakeKernel::default();
-    let node = Node::join(&kernel);
+    let [node, peer] = [1, 2].map(|_| Node::join(&kernel));
     for text in ["one", "two"] {
         let holder = node.held(text, Mode::Ex, NONE);
         node.request(text, Mode::Ex, NONE);
         // It has been written, and waits.
         assert!(matches!(node.next(), Event::Bast { id, .. } if id == holder));
     }
-    assert_eq!(kernel.locks("foo"), 4);
+    let turn = node.held("turn", Mode::Pr, NONE);
+    peer.held("turn", Mode::Pr, NONE);
+    node.space.convert(turn, Mode::Ex, NONE, None).unwrap();
+    assert!(matches!(peer.next(), Event::Bast { .. }));
+    assert_eq!(kernel.locks("foo"), 6);
+    // Nothing is answered after the close.
+    kernel.slow(true);
     drop(node);
-    assert_eq!(kernel.locks("foo"), 2, "those that were granted");
+    assert_eq!(kernel.locks("foo"), 4, "those that were granted");
     let again = Node::join(&kernel);
     again.space.purge_orphans().unwrap();
     again.held("one", Mode::Ex, NONE);
     again.held("two", Mode::Ex, NONE);
+    again.held("turn", Mode::Pr, NONE);
 }
 
 #[test]

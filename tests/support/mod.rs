@@ -18,6 +18,7 @@ pub mod guest;
 pub mod host;
 pub mod manifest;
 pub mod model;
+pub mod orphans;
 pub mod tool;
 pub mod vm;
 pub mod walk;

@@ -289,6 +289,15 @@ impl Vm {
         );
     }
 
+    /// Does something while the guest stands still.
+    #[track_caller]
+    pub fn paused<T>(&self, what: impl FnOnce() -> T) -> T {
+        self.qmp("stop", json!({}));
+        let done = what();
+        self.qmp("cont", json!({}));
+        done
+    }
+
     /// Power cut: QEMU is killed, nothing is flushed by the guest.
     pub fn crash(mut self) {
         self.cut();

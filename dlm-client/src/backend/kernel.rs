@@ -10,10 +10,14 @@
 //!   comes after the [`Event::RecoverPrep`] of that recovery, and is held back until its [`Event::RecoverDone`];
 //! * what cannot be understood or followed is [`Event::Fatal`], not a guess.
 //!
-//! A process must not purge before the one before it has ended wholly (its end waited for, not only its file locks): a
-//! kernel that takes the locks of a dying process adds each to the orphans first and cancels what it waits for then, and
-//! 6.12 panics when a purge unlocks it in between (list corruption in `_unlock_lock` below `dlm_user_purge`; seen once in
-//! the contract suite, where one session's end and the next one's beginning met).
+//! Orphans are dropped one by one (`orphans`), as the kernel's list of locks in debugfs names them ([`list`]), and not by
+//! the command it has for that: at that one 6.12 panics if a process died while a request of its waited, or is only just
+//! dying (list corruption in `_unlock_lock` below `do_purge`; the second seen once in the contract suite, where one
+//! session's end and the next one's beginning met). Nobody else may use it on such a node either (`dlm_ls_purge` of
+//! libdlm, or the message of another node): what the kernel ended itself stays on its list until the lockspace is left. A
+//! process should purge only once the one before it has ended wholly (its end waited for, not only its file locks): what
+//! becomes an orphan while the list is read may be missed. In a PID namespace of its own it cannot see whether a process
+//! is dead, and so not what `orphans` says of requests without an answer.
 //!
 //! Where this backend is weaker than the contract: the kernel does not tell whether a member left or failed, so every
 //! member that goes is named by a RecoverSlot (a journal that was left clean is looked at once too often); POSIX locks
@@ -25,7 +29,9 @@
 pub mod abi;
 mod books;
 mod device;
+pub mod list;
 mod log;
+mod orphans;
 mod reader;
 mod writer;
 
@@ -101,7 +107,8 @@ impl Dlm for KernelDlm {
             need_slots: options.need_slots,
         });
         writer::start(Arc::clone(&self.kernel), Arc::clone(&shared))?;
-        Ok((Arc::new(KernelLockspace { shared }), events))
+        let kernel = Arc::clone(&self.kernel);
+        Ok((Arc::new(KernelLockspace { kernel, shared }), events))
     }
 }
 
@@ -175,6 +182,7 @@ impl Shared {
 }
 
 struct KernelLockspace {
+    kernel: Arc<dyn Kernel>,
     shared: Arc<Shared>,
 }
 
@@ -222,6 +230,7 @@ impl Lockspace for KernelLockspace {
         if state.left {
             return Err(LockError::Left);
         }
+        self.kernel.has_list()?;
         self.shared.outbox.push(Task::Purge);
         Ok(())
     }

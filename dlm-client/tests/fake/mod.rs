@@ -1,10 +1,11 @@
 //! The kernel's DLM device in this process: bytes in, bytes out, by the offsets of the interface; the engine decides.
 //!
 //! It knows nothing of the backend's own layouts, so that a field in the wrong place is found. Every join is a node of
-//! its own process: its locks become orphans when it closes the device without leaving.
+//! its own process: its locks become orphans when it closes the device without leaving. What waits then is ended, but not
+//! what has no answer yet ([`FakeKernel::slow`]). What makes a kernel panic or use freed memory is an error.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io::{self, ErrorKind};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::io::{self, Cursor, ErrorKind, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,12 +25,16 @@ const EPIPE: i32 = 32;
 
 struct Lock {
     process: Option<u32>,
+    /// Whose it was at last.
+    thread: u32,
+    mark: u64,
     name: ResName,
     mode: Option<Mode>,
     /// castparam, castaddr, bastparam, bastaddr, lksb
     marks: [u64; 5],
     lvb: Option<Lvb>,
     persistent: bool,
+    converts: bool,
 }
 
 #[derive(Default)]
@@ -44,8 +49,8 @@ struct Process {
 struct Space {
     engine: Engine,
     locks: BTreeMap<u32, Lock>,
-    /// A request waited when its process closed the device: the kernel panics at the next purge.
-    broken: bool,
+    /// Conversions of dead processes that have no answer yet.
+    unanswered: Vec<u32>,
 }
 
 #[derive(Default)]
@@ -53,11 +58,27 @@ struct State {
     spaces: HashMap<String, Space>,
     processes: HashMap<u32, Process>,
     last: u32,
+    /// Threads that are no more.
+    ended: HashSet<u32>,
     log: Vec<Vec<u8>>,
     blocked: bool,
     recoveries: u32,
     /// What the next write answers.
     refuse: Option<i32>,
+    /// Requests of who dies are still on their way.
+    slow: bool,
+    list: List,
+}
+
+/// What there is to read of the locks.
+#[allow(dead_code)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum List {
+    #[default]
+    True,
+    /// There is no debugfs.
+    Missing,
+    Broken(&'static str),
 }
 
 #[derive(Default)]
@@ -143,13 +164,14 @@ impl Space {
         Self {
             engine,
             locks: BTreeMap::new(),
-            broken: false,
+            unanswered: Vec::new(),
         }
     }
 
     fn cast(&mut self, cast: &Cast) -> Option<(u32, Vec<u8>)> {
         let lkid = cast.id.0;
         let lock = self.locks.get_mut(&lkid)?;
+        lock.converts = false;
         let [param, address, ..] = lock.marks;
         let mut bytes = result(address, param, number(cast.status), lkid);
         bytes[32..40].copy_from_slice(&lock.marks[4].to_le_bytes());
@@ -213,6 +235,7 @@ impl Space {
                 *block = lvb;
             }
             (lock.marks, lock.persistent) = (marks, flags.contains(Lkf::PERSISTENT));
+            lock.converts = true;
             let done = self
                 .engine
                 .convert(LockId(lkid), mode, flags.difference(Lkf::CONVERT), Some(&lvb));
@@ -226,11 +249,14 @@ impl Space {
         let name = ResName::new(&bytes[120..]).map_err(|_| errno(EINVAL))?;
         let fresh = Lock {
             process: Some(process),
+            thread: process,
+            mark: long(bytes, 32),
             name,
             mode: None,
             marks,
             lvb: flags.contains(Lkf::VALBLK).then_some([0; 32]),
             persistent: flags.contains(Lkf::PERSISTENT),
+            converts: false,
         };
         if flags.contains(Lkf::ORPHAN) {
             return self.adopt(fresh, mode);
@@ -246,8 +272,8 @@ impl Space {
         for (lkid, lock) in &mut self.locks {
             if lock.process.is_none() && lock.name == fresh.name {
                 if lock.mode == Some(mode) {
-                    (lock.process, lock.marks, lock.persistent) =
-                        (fresh.process, fresh.marks, fresh.persistent);
+                    let (mode, lvb) = (lock.mode, lock.lvb);
+                    *lock = Lock { mode, lvb, ..fresh };
                     return Ok(*lkid);
                 }
                 others = true;
@@ -267,29 +293,46 @@ impl Space {
                 Err(e) => Err(refusal(&e)),
             };
         }
+        if self.unanswered.contains(&lkid) {
+            return Err(errno(EBUSY));
+        }
+        if lock.process.is_none() {
+            // Of a process that is no more: the kernel follows a pointer into it.
+            return Err(errno(EIO));
+        }
         let lvb: Lvb = bytes[88..120].try_into().unwrap();
         let done = self.engine.unlock(LockId(lkid), flags, Some(&lvb));
         done.map(|()| 0).map_err(|e| refusal(&e))
     }
 
-    fn purge(&mut self) -> io::Result<u32> {
-        if self.broken {
-            return Err(errno(EIO));
+    /// As `<lockspace>_all` of debugfs, which has no order that means anything.
+    fn list(&self) -> String {
+        let mut text = "version rsb 1.1 lvb 1.1 lkb 1.1\n".to_owned();
+        let mut resources: BTreeMap<&ResName, Vec<(&u32, &Lock)>> = BTreeMap::new();
+        for (lkid, lock) in &self.locks {
+            resources.entry(&lock.name).or_default().push((lkid, lock));
         }
-        let orphans: Vec<u32> = self
-            .locks
-            .iter()
-            .filter(|(_, lock)| lock.process.is_none())
-            .map(|(lkid, _)| *lkid)
-            .collect();
-        for lkid in orphans {
-            let flags = Lkf::FORCEUNLOCK | Lkf::IVVALBLK;
-            self.engine.unlock(LockId(lkid), flags, None).unwrap();
+        for (name, locks) in resources.iter().rev() {
+            let bytes = name.as_bytes();
+            let shown = if bytes.iter().all(|b| (b' '..=b'~').contains(b)) {
+                format!("str {}", String::from_utf8_lossy(bytes))
+            } else {
+                bytes
+                    .iter()
+                    .fold("hex".to_owned(), |all, b| format!("{all} {b:02x}"))
+            };
+            text += &format!("rsb 00000000deadbeef 0 0 0 0 0 0 {} {shown}\n", bytes.len());
+            for (lkid, lock) in locks {
+                let asked = u8::from(lock.persistent) << 7;
+                let mode = lock.mode.map_or(-1, |mode| i32::from(mode.number()));
+                let (thread, mark) = (lock.thread, lock.mark);
+                text += &format!("lkb {lkid:x} 0 0 {thread} {mark} {asked:x} 1 2 {mode} -1 0 0 0 0 9 0\n");
+            }
         }
-        Ok(0)
+        text
     }
 
-    fn close(&mut self, process: u32) {
+    fn close(&mut self, process: u32, slow: bool) {
         let own: Vec<(u32, bool)> = self
             .locks
             .iter()
@@ -300,8 +343,11 @@ impl Space {
             let lock = self.locks.get_mut(&lkid).unwrap();
             lock.process = None;
             if persistent {
-                self.broken |= lock.mode.is_none();
-                let _idle = self.engine.cancel(LockId(lkid));
+                if !slow {
+                    let _idle = self.engine.cancel(LockId(lkid));
+                } else if lock.converts {
+                    self.unanswered.push(lkid);
+                }
             } else {
                 let _gone = self.engine.unlock(LockId(lkid), Lkf::FORCEUNLOCK, None);
             }
@@ -367,6 +413,42 @@ impl FakeKernel {
         self.change(|state| state.refuse = Some(errno));
     }
 
+    /// The thread of a process ends; each has one number with the first.
+    pub(crate) fn end_thread(&self, thread: u32) {
+        self.change(|state| state.ended.extend([thread]));
+    }
+
+    /// A process is killed. Whoever was it must be forgotten, and not dropped.
+    pub(crate) fn kill(&self, space: &str, process: u32) {
+        self.end_thread(process);
+        self.change(|state| {
+            let slow = state.slow;
+            state.spaces.get_mut(space).expect("joined").close(process, slow);
+            state.hand_out(space);
+        });
+    }
+
+    /// The conversions that had no answer when their process died are ended.
+    pub(crate) fn answer(&self, space: &str) {
+        self.change(|state| {
+            let joined = state.spaces.get_mut(space).expect("joined");
+            for lkid in std::mem::take(&mut joined.unanswered) {
+                joined.engine.cancel(LockId(lkid)).expect("under way");
+            }
+            state.hand_out(space);
+        });
+    }
+
+    /// Whether what waits stays when its process dies, as what has no answer yet.
+    pub(crate) fn slow(&self, slow: bool) {
+        self.change(|state| state.slow = slow);
+    }
+
+    /// What is read for the list of locks.
+    pub(crate) fn list(&self, list: List) {
+        self.change(|state| state.list = list);
+    }
+
     /// All processes read these bytes next.
     pub(crate) fn inject(&self, bytes: &[u8]) {
         self.change(|state| {
@@ -429,6 +511,13 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn has_list(&self) -> Result<(), LockError> {
+        match self.0.state.lock().list {
+            List::Missing => Err(LockError::Service("no debugfs".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
     fn open(&self, lockspace: &str) -> Result<Arc<dyn Device>, LockError> {
         let process = self.change(|state| {
             if !state.spaces.contains_key(lockspace) {
@@ -469,7 +558,8 @@ impl Device for FakeDevice {
         let done = match request[12] {
             1 => space.lock(self.process, request),
             2 => space.unlock(request),
-            6 => space.purge(),
+            // It may panic.
+            6 => Err(errno(EIO)),
             _ => Err(errno(EINVAL)),
         };
         state.hand_out(&self.space);
@@ -525,10 +615,25 @@ impl Device for FakeDevice {
             .change(|state| state.processes.get_mut(&self.process).expect("open").wakes = true);
     }
 
+    fn list(&self) -> io::Result<Box<dyn Read>> {
+        let state = self.kernel.0.state.lock();
+        let text = match (&state.list, state.spaces.get(&self.space)) {
+            (List::True, Some(space)) => space.list(),
+            (List::Broken(text), Some(_)) => (*text).to_owned(),
+            _ => return Err(errno(ENOENT)),
+        };
+        Ok(Box::new(Cursor::new(text)))
+    }
+
+    fn is_gone(&self, thread: u32) -> bool {
+        let state = self.kernel.0.state.lock();
+        state.ended.contains(&thread) || !state.processes.contains_key(&thread)
+    }
+
     fn close(&self, leave: bool) -> io::Result<()> {
         self.kernel.change(|state| {
             if let Some(space) = state.spaces.get_mut(&self.space) {
-                space.close(self.process);
+                space.close(self.process, state.slow);
             }
             state.hand_out(&self.space);
             state.processes.remove(&self.process);

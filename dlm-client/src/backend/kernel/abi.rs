@@ -24,6 +24,8 @@ pub const RESULT_MAX: usize = RESULT_LEN + LVB_LEN;
 const CAST_MARK: u64 = 2;
 /// Stands where the address of a blocking routine would.
 const BAST_MARK: u64 = 3;
+/// Stands for both with a lock that was left behind and is to be dropped: what becomes of it is nobody's concern.
+const DROP_MARK: u64 = 4;
 /// Stands where the address of a status block would.
 const LKSB_MARK: u64 = 1;
 
@@ -38,8 +40,8 @@ pub const UNLOCK: u8 = 2;
 pub const CREATE: u8 = 4;
 /// Leaves a lockspace (control device).
 pub const REMOVE: u8 = 5;
-/// Drops orphans.
-pub const PURGE: u8 = 6;
+/// Says in the kernel's list of locks that a request was written by this backend: `dlmfuse` and a version.
+pub const MARK: u64 = 0x646c_6d66_7573_6501;
 
 /// The fixed begin of every request.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug)]
@@ -83,16 +85,6 @@ struct SpaceRequest {
     name: [u8; 96],
 }
 
-/// A request to drop orphans, filled up likewise.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug)]
-#[repr(C)]
-struct PurgeRequest {
-    head: Head,
-    nodeid: U32,
-    pid: U32,
-    fill: [u8; 96],
-}
-
 /// A result as it is read.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
@@ -132,7 +124,7 @@ fn lock_request(command: u8, id: LockId, lkid: u32, flags: Lkf, lvb: &Lvb) -> Lo
         flags: U32::new(flags.bits()),
         lkid: U32::new(lkid),
         parent: U32::ZERO,
-        xid: U64::ZERO,
+        xid: U64::new(MARK),
         timeout: U64::ZERO,
         castparam: param,
         castaddr: U64::new(CAST_MARK),
@@ -143,16 +135,19 @@ fn lock_request(command: u8, id: LockId, lkid: u32, flags: Lkf, lvb: &Lvb) -> Lo
     }
 }
 
-/// A new lock, or with [`Lkf::ORPHAN`] one left behind.
-#[must_use]
-pub fn request(id: LockId, name: &ResName, mode: Mode, flags: Lkf) -> Vec<u8> {
-    let mut request = lock_request(LOCK, id, 0, flags, &[0; LVB_LEN]);
+fn named(mut request: LockRequest, name: &ResName, mode: Mode) -> Vec<u8> {
     request.mode = mode.number();
     let name = name.as_bytes();
     request.namelen = u8::try_from(name.len()).unwrap_or(u8::MAX);
     let mut bytes = request.as_bytes().to_vec();
     bytes.extend_from_slice(name);
     bytes
+}
+
+/// A new lock, or with [`Lkf::ORPHAN`] one left behind.
+#[must_use]
+pub fn request(id: LockId, name: &ResName, mode: Mode, flags: Lkf) -> Vec<u8> {
+    named(lock_request(LOCK, id, 0, flags, &[0; LVB_LEN]), name, mode)
 }
 
 /// A conversion.
@@ -177,16 +172,23 @@ pub fn cancel(id: LockId, lkid: u32) -> Vec<u8> {
         .to_vec()
 }
 
-/// Drops the orphans of all processes of this node.
+/// A request about what was left behind.
+fn of_the_dead(command: u8, lkid: u32, flags: Lkf) -> LockRequest {
+    let mut request = lock_request(command, LockId(1), lkid, flags, &[0; LVB_LEN]);
+    (request.castaddr, request.bastaddr) = (U64::new(DROP_MARK), U64::new(DROP_MARK));
+    request
+}
+
+/// Takes over a lock that was left behind, to drop it.
 #[must_use]
-pub fn purge() -> Vec<u8> {
-    let request = PurgeRequest {
-        head: head(PURGE),
-        nodeid: U32::ZERO,
-        pid: U32::ZERO,
-        fill: [0; 96],
-    };
-    request.as_bytes().to_vec()
+pub fn adopt(name: &ResName, mode: Mode) -> Vec<u8> {
+    named(of_the_dead(LOCK, 0, Lkf::ORPHAN | Lkf::PERSISTENT), name, mode)
+}
+
+/// Drops a lock that was taken over. A value block it could have written is not valid any more.
+#[must_use]
+pub fn drop_lock(lkid: u32) -> Vec<u8> {
+    of_the_dead(UNLOCK, lkid, Lkf::IVVALBLK).as_bytes().to_vec()
 }
 
 /// Joins a lockspace.
@@ -242,6 +244,8 @@ pub enum What {
     },
     /// Somebody waits for this mode.
     Bast(Mode),
+    /// Of a lock that was left behind and is dropped.
+    Dropped,
 }
 
 /// A result that is none.
@@ -319,7 +323,8 @@ pub fn result(bytes: &[u8]) -> Result<Told, BadResult> {
             let mode = Mode::from_number(raw.bast_mode).filter(|mode| *mode != Mode::Nl);
             What::Bast(mode.ok_or_else(|| bad("mode waited for", u64::from(raw.bast_mode), "1 to 5"))?)
         }
-        other => return Err(bad("routine", other, "2 or 3")),
+        DROP_MARK => What::Dropped,
+        other => return Err(bad("routine", other, "2 to 4")),
     };
     Ok(Told { id: LockId(id), what })
 }
@@ -358,7 +363,6 @@ mod tests {
         assert_eq!(size_of::<Head>(), 16);
         assert_eq!(size_of::<LockRequest>(), REQUEST_LEN);
         assert_eq!(size_of::<SpaceRequest>(), REQUEST_LEN);
-        assert_eq!(size_of::<PurgeRequest>(), REQUEST_LEN);
         assert_eq!(size_of::<RawResult>(), RESULT_LEN);
         assert_eq!(RESULT_MAX, 104);
     }
@@ -396,8 +400,19 @@ mod tests {
         assert_eq!((bytes.len(), bytes[12], &bytes[24..28]), (120, 4, &b"abc\0"[..]));
         let bytes = remove(31);
         assert_eq!((bytes[12], word(&bytes, 16), word(&bytes, 20)), (5, 2, 31));
-        let bytes = purge();
-        assert_eq!((bytes[12], word(&bytes, 16), word(&bytes, 20)), (6, 0, 0));
+        let bytes = adopt(&name, Mode::Pr);
+        assert_eq!(
+            (bytes[12], bytes[16], bytes[17], word(&bytes, 20)),
+            (1, 3, 3, 0x4080)
+        );
+        assert_eq!(
+            [32, 48, 56, 64, 72, 80].map(|at| long(&bytes, at)),
+            [MARK, 1, DROP_MARK, 1, DROP_MARK, LKSB_MARK]
+        );
+        assert_eq!(&bytes[120..], b"abc");
+        let bytes = drop_lock(9);
+        assert_eq!((bytes.len(), bytes[12], bytes[88]), (120, 2, 0));
+        assert_eq!((word(&bytes, 20), word(&bytes, 24)), (0x20, 9));
     }
 
     fn sample() -> Vec<u8> {
@@ -440,6 +455,8 @@ mod tests {
         let mut bast = sample();
         (bast[16], bast[64]) = (3, 4);
         assert_eq!(result(&bast).unwrap().what, What::Bast(Mode::Pw));
+        bast[16] = 4;
+        assert_eq!(result(&bast).unwrap().what, What::Dropped);
     }
 
     #[test]

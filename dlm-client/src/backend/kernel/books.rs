@@ -4,7 +4,7 @@
 //! is not reused while it is known. The kernel's own id comes with the write of the request, perhaps later than what came
 //! of it; calls wait in one queue, so that whoever needs it comes after it is known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::abi::{self, Told, What};
 use crate::engine::check_flags;
@@ -22,6 +22,8 @@ const EUNLOCK: i32 = 0x1_0002;
 struct Op {
     mode: Mode,
     flags: Lkf,
+    /// The kernel has it.
+    written: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +106,11 @@ impl Books {
                 token,
                 lkid: None,
                 held: None,
-                op: Some(Op { mode, flags }),
+                op: Some(Op {
+                    mode,
+                    flags,
+                    written: false,
+                }),
                 unlocking: false,
                 lvb: [0; LVB_LEN],
             },
@@ -124,7 +130,11 @@ impl Books {
             return Err(LockError::Busy(id));
         }
         check_flags("convert", lock.held, mode, flags)?;
-        lock.op = Some(Op { mode, flags });
+        lock.op = Some(Op {
+            mode,
+            flags,
+            written: false,
+        });
         // Of a resource without a value block the device gives back what it was given.
         let lvb = match transfer(lock.held.unwrap_or(Mode::Nl), mode) {
             LvbMove::Read => [0; LVB_LEN],
@@ -170,9 +180,14 @@ impl Books {
         })
     }
 
-    /// Calls that take back every new request that waits for its grant.
+    /// The kernel's ids of all locks.
+    pub(super) fn kernel_ids(&self) -> HashSet<u32> {
+        self.locks.values().filter_map(|lock| lock.lkid).collect()
+    }
+
+    /// Calls that take back all requests and conversions the kernel has and that have not ended.
     pub(super) fn waiting(&self) -> Vec<Call> {
-        let waits = |lock: &Lock| lock.op.is_some() && lock.held.is_none() && lock.lkid.is_some();
+        let waits = |lock: &Lock| lock.op.is_some_and(|op| op.written);
         let locks = self.locks.iter().filter(|(_, lock)| waits(lock));
         let what = Asked::Cancel;
         locks
@@ -206,6 +221,11 @@ impl Books {
             // What came of it was read before.
             return Written::Fine;
         };
+        if let (Asked::Request { .. } | Asked::Convert { .. }, Ok(_), Some(op)) =
+            (&call.what, returned, &mut lock.op)
+        {
+            op.written = true;
+        }
         match (&call.what, returned) {
             (Asked::Request { flags, mode, .. }, Ok(lkid)) => {
                 lock.lkid = Some(lkid);
@@ -242,6 +262,7 @@ impl Books {
     /// The event of what the device told, if it is one.
     pub(super) fn told(&mut self, told: &Told) -> Result<Option<Event>, String> {
         match told.what {
+            What::Dropped => Ok(None),
             What::Bast(mode) => {
                 let Some(lock) = self.locks.get(&told.id) else {
                     return Ok(None);

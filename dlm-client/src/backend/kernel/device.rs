@@ -22,6 +22,12 @@ pub trait Kernel: Send + Sync {
     /// There is no such lock manager, or it is not ready, or not for us.
     fn cluster(&self) -> Result<ClusterInfo, LockError>;
 
+    /// Whether [`Device::list`] can be read.
+    ///
+    /// # Errors
+    /// Why not, and what to do about it.
+    fn has_list(&self) -> Result<(), LockError>;
+
     /// Joins a lockspace, or takes one up again in which this node still is. Blocks until it is joined.
     ///
     /// # Errors
@@ -64,6 +70,15 @@ pub trait Device: Send + Sync {
     /// Ends a [`Device::wait`], the current one or the next.
     fn wake(&self);
 
+    /// The kernel's list of the lockspace's locks, as [`super::list`] reads it.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    fn list(&self) -> io::Result<Box<dyn Read>>;
+
+    /// Is there no thread of this number (of the first PID namespace) any more? False, too, if that cannot be seen.
+    fn is_gone(&self, thread: u32) -> bool;
+
     /// Lets the device go; locks that are left become orphans. With `leave` this node then leaves the lockspace, and
     /// they are no more. Nobody may read or write at that time.
     ///
@@ -74,6 +89,9 @@ pub trait Device: Send + Sync {
 
 const CONFIG: &str = "/sys/kernel/config/dlm/cluster";
 const LOG: &str = "/dev/kmsg";
+const DEBUGFS: &str = "/sys/kernel/debug";
+/// What `/proc/self/ns/pid` is in the first PID namespace, of which the kernel's list tells.
+const FIRST_NAMESPACE: &str = "pid:[4026531836]";
 
 /// The kernel of this machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -183,6 +201,24 @@ impl Kernel for Machine {
         })
     }
 
+    fn has_list(&self) -> Result<(), LockError> {
+        let path = format!("{DEBUGFS}/dlm");
+        let why = match fs::metadata(&path) {
+            Ok(_) => return Ok(()),
+            Err(e) => e,
+        };
+        let what = match why.kind() {
+            ErrorKind::PermissionDenied => "that takes root".to_owned(),
+            _ => format!(
+                "mount it (mount -t debugfs debugfs {DEBUGFS}); a kernel without CONFIG_DLM_DEBUG has no such list, \
+                 and what dead processes left goes only when this node leaves the lockspace"
+            ),
+        };
+        Err(service(format!(
+            "orphans are looked up in debugfs, {path}: {why}; {what}"
+        )))
+    }
+
     fn open(&self, lockspace: &str) -> Result<Arc<dyn Device>, LockError> {
         if lockspace.contains(['/', '\0']) {
             return Err(service(format!(
@@ -218,6 +254,7 @@ impl Kernel for Machine {
             wakes,
             control,
             number,
+            list: format!("{DEBUGFS}/dlm/{lockspace}_all"),
         }))
     }
 }
@@ -238,6 +275,7 @@ struct Node {
     wakes: OwnedFd,
     control: File,
     number: u32,
+    list: String,
 }
 
 fn closed() -> io::Error {
@@ -285,6 +323,17 @@ impl Device for Node {
     fn wake(&self) {
         // Any number but 0 will do, in either byte order. Full means that somebody wakes already.
         let _full = rustix::io::write(&self.wakes, &[1; 8]);
+    }
+
+    fn list(&self) -> io::Result<Box<dyn Read>> {
+        let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", self.list));
+        Ok(Box::new(File::open(&self.list).map_err(told)?))
+    }
+
+    fn is_gone(&self, thread: u32) -> bool {
+        let namespace = fs::read_link("/proc/self/ns/pid");
+        let known = namespace.is_ok_and(|name| name.as_os_str() == FIRST_NAMESPACE);
+        known && matches!(fs::exists(format!("/proc/{thread}")), Ok(false))
     }
 
     fn close(&self, leave: bool) -> io::Result<()> {

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::books::{Call, Written};
-use super::{Device, Kernel, Shared, abi, reader};
+use super::{Device, Kernel, Shared, abi, orphans, reader};
 use crate::{Event, Leave, LockError};
 
 /// After how long a write is tried again that the kernel was too busy for.
 const AGAIN: Duration = Duration::from_millis(5);
-/// How long the end of requests that were taken back is waited for: the node that masters them may be gone.
+/// How long the end of what was taken back is waited for: the node that masters them may be gone.
 const TAKE_BACK: Duration = Duration::from_secs(2);
 
 /// What is to be written.
@@ -138,8 +138,8 @@ impl Writer<'_> {
                 }
                 Some(Task::Call(call)) => self.write(call),
                 Some(Task::Purge) => {
-                    if let Err(e) = self.device.write(&abi::purge()) {
-                        self.fatal(format!("orphans could not be dropped: {e}"));
+                    if let Err(why) = orphans::purge(self.shared, self.device.as_ref()) {
+                        self.fatal(format!("orphans could not be dropped: {why}"));
                     }
                 }
                 Some(Task::Leave(how)) => return self.leave(how),
@@ -191,8 +191,9 @@ impl Writer<'_> {
         }
     }
 
-    /// Takes back the requests that wait. A kernel (seen on 6.12) that finds such a request at a close counts it among the
-    /// orphans although it ends it, and the purge of these then breaks its lists: it panics.
+    /// Takes back what waits. A kernel (6.1, 6.12) that finds a request at a close counts it among the orphans although it
+    /// ends it: it stays in its memory until the lockspace is left, and a PURGE, whoever asks for it, breaks its lists.
+    /// And of what is still on its way to another node then, it tells this process when it is no more.
     fn take_back(&self) {
         let books = || self.shared.books.lock();
         let calls = books().books.waiting();
@@ -230,9 +231,7 @@ impl Writer<'_> {
             // If it panicked, it has said so.
             let _panicked = reader.join();
         }
-        if how != Leave::Clean {
-            self.take_back();
-        }
+        self.take_back();
         if let Err(e) = self.device.close(how == Leave::Clean) {
             let text = format!("leaving lockspace {}: {e}", self.shared.name);
             tracing::error!("{text}");
