@@ -18,6 +18,9 @@
 mod lab;
 #[path = "../../dlm-client/tests/netns/node.rs"]
 mod node;
+#[allow(dead_code, reason = "nobody's power is cut here")]
+#[path = "../../dlm-client/tests/netns/power.rs"]
+mod power;
 mod support;
 
 use gfs2_format::damage;
