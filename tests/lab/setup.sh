@@ -7,7 +7,7 @@
 set -eu
 
 PACKAGES="qemu-system-x86 cpio zstd xz-utils kmod util-linux fuse3
- gfs2-utils attr acl e2fsprogs fio tshark gdb
+ gfs2-utils attr acl e2fsprogs xfsprogs fio tshark gdb
  corosync corosync-qdevice corosync-qnetd pacemaker pacemaker-cli-utils dlm-controld iproute2"
 SERVICES="corosync corosync-qdevice corosync-qnetd pacemaker dlm"
 
